@@ -1,0 +1,74 @@
+"""Bytes ⇄ message. The only file that knows the encoding: UTF-8 JSON, one object a message.
+
+Source of the size limit: nats-server's ``max_payload``, 8 MiB on the embedded server (``bus/server.py``).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from typing import TypeVar
+
+import orjson
+from pydantic import TypeAdapter, ValidationError
+
+from llmlb.bus.errors import BadMessage, MessageTooLarge
+from llmlb.bus.messages.base import Message
+from llmlb.bus.messages.infer import Accepted, AnyReply, Delta, End, Failed, Progress
+
+log = logging.getLogger("llmlb.bus.codec")
+
+MAX_MESSAGE_BYTES = 8 * 1024 * 1024
+
+M = TypeVar("M", bound=Message)
+
+unknown_types: Counter[str] = Counter()
+"""How often each unknown message type was met; each is logged once."""
+
+_REPLY: TypeAdapter[Accepted | Progress | Delta | End | Failed] = TypeAdapter(AnyReply)
+
+
+def encode(message: Message) -> bytes:
+    """The bytes of a message. Raises MessageTooLarge above MAX_MESSAGE_BYTES."""
+    data = message.__pydantic_serializer__.to_json(message)
+    if len(data) > MAX_MESSAGE_BYTES:
+        raise MessageTooLarge(
+            f"the message has {len(data)} bytes; at most {MAX_MESSAGE_BYTES} fit into one bus message"
+        )
+    return data
+
+
+def decode_as(cls: type[M], data: bytes) -> M:
+    """The message of a known type. Raises BadMessage when the bytes are not one, or carry another type."""
+    try:
+        return cls.model_validate_json(data)
+    except ValidationError as error:
+        raise BadMessage(f"not a {cls.__name__} message", detail=str(error)) from error
+
+
+def decode_reply(data: bytes) -> Accepted | Progress | Delta | End | Failed:
+    """One reply of an inference stream. Raises BadMessage."""
+    try:
+        return _REPLY.validate_json(data)
+    except ValidationError as error:
+        raise BadMessage("not a reply of an inference stream", detail=str(error)) from error
+
+
+def decode(data: bytes) -> Message | None:
+    """The message in ``data``, or None when its type is unknown (counted, logged once a type).
+
+    Raises BadMessage when the bytes are no message at all.
+    """
+    try:
+        body = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise BadMessage("not JSON", detail=str(error)) from error
+    if not isinstance(body, dict) or not isinstance(body.get("type"), str):
+        raise BadMessage("a message needs a type")
+    cls = Message.registry.get(body["type"])
+    if cls is None:
+        unknown_types[body["type"]] += 1
+        if unknown_types[body["type"]] == 1:
+            log.warning("unknown_message_type type=%s", body["type"])
+        return None
+    return decode_as(cls, data)

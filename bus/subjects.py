@@ -1,0 +1,121 @@
+"""Every subject, stream, bucket and queue group of the bus: built here, parsed here, nowhere else. Pure.
+
+Model names never go into a subject: they hold ``/``, ``.`` and ``:``. Node ids are lower-case UUIDs without dashes.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+VERSION = "v1"
+ROOT = f"llmlb.{VERSION}"
+
+STREAM_EVENTS = "LLMLB_EVENTS"
+STREAM_REQUESTS = "LLMLB_REQUESTS"
+
+BUCKET_NODES = "llmlb-nodes"
+BUCKET_SETTINGS = "llmlb-settings"
+
+QUEUE_ROUTER = "llmlb-router"
+"""Queue group of the routers: one of them answers each ``router.rpc`` request."""
+
+NODE_OPS = ("list", "show", "ps", "stop")
+ROUTER_OPS = ("nodes", "models", "status", "approve")
+EVENT_TOPICS = ("node",)
+
+_NODE_ID = re.compile(r"[0-9a-f]{32}")
+_TOKEN = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def _node(node_id: str) -> str:
+    if not _NODE_ID.fullmatch(node_id):
+        raise ValueError(f"not a node id (32 lower-case hex digits): {node_id!r}")
+    return node_id
+
+
+def _token(text: str) -> str:
+    if not _TOKEN.fullmatch(text):
+        raise ValueError(f"not a subject token: {text!r}")
+    return text
+
+
+def is_node_id(text: str) -> bool:
+    return _NODE_ID.fullmatch(text) is not None
+
+
+def heartbeat(node_id: str) -> str:
+    return f"{ROOT}.node.{_node(node_id)}.heartbeat"
+
+
+def all_heartbeats() -> str:
+    return f"{ROOT}.node.*.heartbeat"
+
+
+def infer(node_id: str) -> str:
+    return f"{ROOT}.node.{_node(node_id)}.infer"
+
+
+def cancel(node_id: str) -> str:
+    return f"{ROOT}.node.{_node(node_id)}.cancel"
+
+
+def node_rpc(node_id: str, op: str) -> str:
+    if op not in NODE_OPS:
+        raise ValueError(f"no such node operation: {op!r}")
+    return f"{ROOT}.node.{_node(node_id)}.rpc.{op}"
+
+
+def router_rpc(op: str) -> str:
+    if op not in ROUTER_OPS:
+        raise ValueError(f"no such router operation: {op!r}")
+    return f"{ROOT}.router.rpc.{op}"
+
+
+def event(topic: str) -> str:
+    if topic not in EVENT_TOPICS:
+        raise ValueError(f"no such event topic: {topic!r}")
+    return f"{ROOT}.event.{topic}"
+
+
+def all_events() -> str:
+    return f"{ROOT}.event.>"
+
+
+def request_record(node_id: str) -> str:
+    return f"{ROOT}.request.{_node(node_id)}"
+
+
+def all_request_records() -> str:
+    return f"{ROOT}.request.*"
+
+
+def reply(gateway_id: str, stream: str) -> str:
+    """Where one gateway process reads the replies to one inference request."""
+    return f"{ROOT}.reply.{_token(gateway_id)}.{_token(stream)}"
+
+
+def all_replies(gateway_id: str) -> str:
+    """The one wildcard subscription of a gateway process: 5 µs a chunk against 9 for a subscription a request."""
+    return f"{ROOT}.reply.{_token(gateway_id)}.*"
+
+
+def reply_stream(subject: str) -> str:
+    """The ``stream`` a subject of :func:`reply` was built with."""
+    return subject.rsplit(".", 1)[1]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSubject:
+    """A parsed ``node`` subject: whose it is, and what (``heartbeat``, ``infer``, ``cancel``, ``rpc.list`` …)."""
+
+    node_id: str
+    what: str
+
+
+def parse_node(subject: str) -> NodeSubject | None:
+    """The parts of a ``llmlb.v1.node.<node>.…`` subject, or None for any other."""
+    parts = subject.split(".", 4)
+    if len(parts) != 5 or ".".join(parts[:3]) != f"{ROOT}.node" or not is_node_id(parts[3]) or not parts[4]:
+        return None
+    return NodeSubject(parts[3], parts[4])

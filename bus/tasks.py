@@ -1,0 +1,46 @@
+"""Background tasks that nobody can forget: the only place that makes a loose asyncio task."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import Any
+
+log = logging.getLogger("llmlb.bus.tasks")
+
+
+class Background:
+    """Tasks with one owner. A task that fails is logged; closing cancels the rest and waits for them.
+
+    Not a TaskGroup: the failure of one task must not end its siblings, nor the owner.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._closed = False
+
+    def start(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
+        """Run ``work`` in the background. Raises RuntimeError after close."""
+        if self._closed:
+            work.close()
+            raise RuntimeError(f"background tasks of {self._name} are closed")
+        task = asyncio.create_task(work, name=f"{self._name}.{name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("background_task_failed task=%s", task.get_name(), exc_info=error)
+
+    async def close(self) -> None:
+        """Cancel what runs and wait until it has ended. May be called twice."""
+        self._closed = True
+        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
