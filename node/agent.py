@@ -168,7 +168,20 @@ class NodeAgent:
         self._by_request[flight.request_id] = flight.handle
         self._idle.clear()
         await self._send(flight, Accepted(request_id=flight.request_id, seq=flight.seq, node_id=self.node_id))
-        flight.waiting = self._background.start(self._begin(flight), f"begin.{flight.request_id}")
+        loaded = self.pool.ready_now(model.info.name)
+        if loaded is None:
+            flight.waiting = self._background.start(self._begin(flight), f"begin.{flight.request_id}")
+        else:
+            await self._hand_over(flight, loaded)
+
+    async def _hand_over(self, flight: Flight, loaded: Loaded) -> None:
+        """Give the request to its worker."""
+        flight.loaded = loaded
+        self._catalog.touch(loaded.name)
+        try:
+            self.pool.submit(loaded, flight.handle, flight.seq, flight.data)
+        except LlmlbError as error:
+            await self._fail(flight, error)
 
     async def _begin(self, flight: Flight) -> None:
         """Wait for the model, telling the client's side that it lives, then hand the request to the worker."""
@@ -176,9 +189,7 @@ class NodeAgent:
         try:
             while not (await asyncio.wait([loading], timeout=LOADING_PROGRESS_S))[0]:
                 await self._send(flight, Progress(request_id=flight.request_id, seq=flight.seq, phase="loading"))
-            flight.loaded = await loading
-            self._catalog.touch(flight.loaded.name)
-            self.pool.submit(flight.loaded, flight.handle, flight.seq, flight.data)
+            await self._hand_over(flight, await loading)
         except LlmlbError as error:
             await self._fail(flight, error)
         except asyncio.CancelledError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import llmlb
 from llmlb.bus import subjects
 from llmlb.bus.connection import Bus
@@ -57,10 +59,9 @@ class RouterControl:
         nodes = self._fleet.nodes()
         working = [node for node in nodes if node.state == "online" and not node.suspect]
         wanted = [node for node in nodes if node.state != "pending"]
+        health: Literal["healthy", "degraded", "unhealthy"] = "healthy" if len(working) == len(wanted) else "degraded"
         if not working:
             health = "unhealthy"
-        else:
-            health = "healthy" if len(working) == len(wanted) else "degraded"
         gpus = [gpu for node in working for gpu in node.gpus if gpu.memory_total_bytes]
         used = [100 * gpu.memory_used_bytes / gpu.memory_total_bytes for gpu in gpus]
         return ClusterStatus(

@@ -23,12 +23,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import llama_cpp.llama_cpp as lib
-from llmlb.node.engine.streamer import TextStreamer
-from llmlb.node.engine.templates import ChatTemplate
 
 from llmlb.bus.errors import ContextOverflow, EngineCrashed, InvalidRequest, ModelLoadFailed
 from llmlb.bus.messages.infer import InferRequest, Sampling, Timings, Usage
 from llmlb.node.engine.interface import Handle, LoadOptions, Sink
+from llmlb.node.engine.streamer import TextStreamer
+from llmlb.node.engine.templates import ChatTemplate
 
 log = logging.getLogger("llmlb.node.engine.llama_cpp")
 

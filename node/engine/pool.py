@@ -12,14 +12,13 @@ import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from llmlb.node.lifecycle import Lifecycle, Load, Unload
-from llmlb.node.store.catalog import StoredModel
-
 from llmlb.bus.errors import Conflict, EngineCrashed, LlmlbError, NodeBusy
 from llmlb.bus.settings import Settings
 from llmlb.bus.tasks import Background
 from llmlb.node.engine.interface import LoadOptions
 from llmlb.node.engine.process import EngineProcess
+from llmlb.node.lifecycle import Lifecycle, Load, Unload
+from llmlb.node.store.catalog import StoredModel
 
 log = logging.getLogger("llmlb.node.engine.pool")
 
@@ -93,6 +92,11 @@ class EnginePool:
         """Seconds until an idle model is unloaded; None: never, or busy for ever."""
         return self._life.expires_in_s(name, time.monotonic())
 
+    def ready_now(self, name: str) -> Loaded | None:
+        """The model if it is loaded and takes requests."""
+        loaded = self._loaded.get(name)
+        return loaded if loaded is not None and loaded.is_ready and self._life.state(name) == "ready" else None
+
     async def ready(self, model: StoredModel) -> Loaded:
         """The model, loaded; one load is shared by all who wait. Raises ModelLoadFailed, NodeBusy."""
         name = model.info.name
@@ -106,7 +110,7 @@ class EnginePool:
         return loaded
 
     def submit(self, loaded: Loaded, handle: int, next_seq: int, request: bytes) -> None:
-        """Give a request to a loaded model. Raises NodeBusy when too much waits there, EngineCrashed when it is gone."""
+        """Give a request to a loaded model. Raises NodeBusy (too much waits there), EngineCrashed (it is gone)."""
         process = loaded.process
         if process is None or self._loaded.get(loaded.name) is not loaded:
             raise EngineCrashed(f"the engine of {loaded.name} is gone")

@@ -1,0 +1,140 @@
+"""What this machine has and how busy it is: bytes, °C, percent. A node without a GPU is a good node."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmlb.bus.messages.nodes import GpuReading
+
+log = logging.getLogger("llmlb.node.hardware")
+
+NVML_RETRY_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class HardwareReading:
+    """One look. None: not known on this system."""
+
+    cpu_percent: float | None
+    memory_total_bytes: int | None
+    memory_available_bytes: int | None
+    gpus: tuple[GpuReading, ...]
+
+
+def process_memory_bytes(pid: int) -> int | None:
+    """Resident memory of a process, None when it is gone or the system does not say (not Linux)."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _memory() -> tuple[int | None, int | None]:
+    """RAM in all and available, in bytes; of the control group when its limit is lower (containers)."""
+    try:
+        rows = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        total = int(rows["MemTotal"].split()[0]) * 1024
+        available = int(rows["MemAvailable"].split()[0]) * 1024
+    except (OSError, ValueError, KeyError):
+        return None, None
+    try:
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+    except (OSError, ValueError):  # no control group, or "max"
+        return total, available
+    return min(total, limit), min(available, max(0, limit - used))
+
+
+def _cpu_ticks() -> tuple[int, int] | None:
+    """Busy and all ticks since boot."""
+    try:
+        ticks = [int(number) for number in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    except (OSError, ValueError):
+        return None
+    idle = ticks[3] + ticks[4]
+    return sum(ticks) - idle, sum(ticks)
+
+
+class Hardware:
+    """Reads the machine. :meth:`read` takes a few milliseconds and may block on the driver: call it in a thread."""
+
+    def __init__(self) -> None:
+        self._ticks = _cpu_ticks()
+        self._nvml: Any = None
+        self._nvml_tried_at: float | None = None
+        self._said = False
+
+    def read(self) -> HardwareReading:
+        total, available = _memory()
+        return HardwareReading(self._cpu_percent(), total, available, self._gpus())
+
+    def _cpu_percent(self) -> float | None:
+        before, self._ticks = self._ticks, _cpu_ticks()
+        if before is None or self._ticks is None or self._ticks[1] <= before[1]:
+            return None
+        return round(100 * (self._ticks[0] - before[0]) / (self._ticks[1] - before[1]), 1)
+
+    def _gpus(self) -> tuple[GpuReading, ...]:
+        nvml = self._open_nvml()
+        if nvml is None:
+            return ()
+        try:
+            return tuple(self._gpu(nvml, index) for index in range(nvml.nvmlDeviceGetCount()))
+        except nvml.NVMLError as error:
+            log.warning("gpu_readings_failed error=%s", error)
+            self.close()
+            return ()
+
+    def _open_nvml(self) -> Any:
+        if self._nvml is not None:
+            return self._nvml
+        now = time.monotonic()
+        if self._nvml_tried_at is not None and now - self._nvml_tried_at < NVML_RETRY_S:
+            return None
+        self._nvml_tried_at = now
+        import pynvml
+
+        try:
+            pynvml.nvmlInit()
+        except pynvml.NVMLError as error:
+            if not self._said:
+                log.debug("no_gpu_driver error=%s", error)
+                self._said = True
+            return None
+        self._nvml = pynvml
+        return pynvml
+
+    @staticmethod
+    def _gpu(nvml: Any, index: int) -> GpuReading:
+        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        name = nvml.nvmlDeviceGetName(handle)
+        memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+
+        def optional(read: Any) -> float | None:
+            try:
+                return float(read())
+            except nvml.NVMLError:
+                return None
+
+        return GpuReading(
+            name=name.decode() if isinstance(name, bytes) else name,
+            memory_total_bytes=memory.total,
+            memory_used_bytes=memory.used,
+            temperature_c=optional(lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
+            utilization_percent=optional(lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu),
+        )
+
+    def close(self) -> None:
+        """Let go of the driver."""
+        nvml, self._nvml = self._nvml, None
+        if nvml is not None:
+            try:
+                nvml.nvmlShutdown()
+            except nvml.NVMLError as error:
+                log.debug("nvml_shutdown_failed error=%s", error)

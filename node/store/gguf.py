@@ -1,0 +1,194 @@
+"""Read what a GGUF file says of itself, without loading it and without trusting it.
+
+Bounded: a hostile header neither allocates more than a few MiB nor loops; long arrays are skipped and replaced by
+their length. Source of the format: ggml's docs/gguf.md, versions 2 and 3, little-endian.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from llmlb.bus.errors import ModelLoadFailed
+
+MAGIC = b"GGUF"
+MAX_KEYS = 65_536
+MAX_TENSORS = 1_000_000
+MAX_STRING_BYTES = 4 * 1024 * 1024
+MAX_KEY_BYTES = 65_535
+MAX_DIMENSIONS = 4
+
+# Scalar value types: number → struct format. Source: enum gguf_type.
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_STRING, _ARRAY = 8, 9
+
+# Source: llama.h, enum llama_ftype.
+_FILE_TYPES = {
+    0: "F32",
+    1: "F16",
+    2: "Q4_0",
+    3: "Q4_1",
+    7: "Q8_0",
+    8: "Q5_0",
+    9: "Q5_1",
+    10: "Q2_K",
+    11: "Q3_K_S",
+    12: "Q3_K_M",
+    13: "Q3_K_L",
+    14: "Q4_K_S",
+    15: "Q4_K_M",
+    16: "Q5_K_S",
+    17: "Q5_K_M",
+    18: "Q6_K",
+    19: "IQ2_XXS",
+    20: "IQ2_XS",
+    21: "Q2_K_S",
+    22: "IQ3_XS",
+    23: "IQ3_XXS",
+    24: "IQ1_S",
+    25: "IQ4_NL",
+    26: "IQ3_S",
+    27: "IQ3_M",
+    28: "IQ2_S",
+    29: "IQ2_M",
+    30: "IQ4_XS",
+    31: "IQ1_M",
+    32: "BF16",
+    36: "TQ1_0",
+    37: "TQ2_0",
+    38: "MXFP4",
+}
+_QUANT_IN_NAME = re.compile(
+    r"[.-]((?:I?Q\d_(?:[A-Z0-9]+(?:_[A-Z]+)?)|F16|F32|BF16|MXFP4))(?:-\d{5}-of-\d{5})?\.gguf$", re.IGNORECASE
+)
+
+Scalar = str | int | float | bool
+
+
+@dataclass(frozen=True, slots=True)
+class GgufInfo:
+    """What the header says. Sizes in bytes; ``metadata`` has arrays replaced by the number of their elements."""
+
+    architecture: str
+    quantization: str | None
+    parameters: int | None
+    context_length: int | None
+    chat_template: str | None
+    license: str | None
+    size_bytes: int
+    metadata: dict[str, Scalar]
+
+
+class _Reader:
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self._file = file
+        self._path = path
+        self.size = path.stat().st_size
+
+    def bad(self, what: str) -> ModelLoadFailed:
+        return ModelLoadFailed(f"{self._path.name} is not a readable GGUF file: {what}", detail=str(self._path))
+
+    def take(self, count: int) -> bytes:
+        data = self._file.read(count)
+        if len(data) != count:
+            raise self.bad("it ends early")
+        return data
+
+    def skip(self, count: int) -> None:
+        if self._file.tell() + count > self.size:
+            raise self.bad("it ends early")
+        self._file.seek(count, 1)
+
+    def scalar(self, format: str) -> Any:
+        return struct.unpack("<" + format, self.take(struct.calcsize("<" + format)))[0]
+
+    def string(self, limit: int = MAX_STRING_BYTES) -> str:
+        length = self.scalar("Q")
+        if length > limit:
+            raise self.bad(f"a text of {length} bytes")
+        return self.take(length).decode("utf-8", "replace")
+
+    def value(self, kind: int) -> Scalar:
+        if kind in _SCALARS:
+            value: Scalar = self.scalar(_SCALARS[kind])
+            return value
+        if kind == _STRING:
+            return self.string()
+        if kind == _ARRAY:
+            return self._skip_array()
+        raise self.bad(f"a value of unknown type {kind}")
+
+    def _skip_array(self) -> int:
+        kind, count = self.scalar("I"), self.scalar("Q")
+        if kind in _SCALARS:
+            self.skip(count * struct.calcsize("<" + _SCALARS[kind]))
+        elif kind == _STRING:
+            if count * 8 > self.size:
+                raise self.bad(f"an array of {count} texts")
+            for _ in range(count):
+                self.skip(self.scalar("Q"))
+        else:
+            raise self.bad(f"an array of type {kind}")
+        return int(count)
+
+
+def read_gguf(path: Path) -> GgufInfo:
+    """The header of a file. Raises ModelLoadFailed, naming the file and what is wrong with it."""
+    try:
+        with path.open("rb") as file:
+            return _read(_Reader(file, path), path)
+    except OSError as error:
+        raise ModelLoadFailed(f"{path.name} can't be read: {error.strerror}", detail=str(path)) from error
+
+
+def _read(reader: _Reader, path: Path) -> GgufInfo:
+    if reader.take(4) != MAGIC:
+        raise reader.bad("it does not begin with GGUF")
+    version = reader.scalar("I")
+    if version not in (2, 3):
+        raise reader.bad(f"version {version} is not supported")
+    tensors, keys = reader.scalar("Q"), reader.scalar("Q")
+    if tensors > MAX_TENSORS or keys > MAX_KEYS:
+        raise reader.bad(f"{tensors} tensors and {keys} keys")
+    metadata: dict[str, Scalar] = {}
+    for _ in range(keys):
+        key = reader.string(MAX_KEY_BYTES)
+        metadata[key] = reader.value(reader.scalar("I"))
+    parameters = 0
+    for _ in range(tensors):
+        reader.skip(reader.scalar("Q"))
+        dimensions = reader.scalar("I")
+        if dimensions > MAX_DIMENSIONS:
+            raise reader.bad(f"a tensor of {dimensions} dimensions")
+        count = 1
+        for _ in range(dimensions):
+            count *= reader.scalar("Q")
+        parameters += count
+        reader.skip(4 + 8)
+    architecture = metadata.get("general.architecture")
+    if not isinstance(architecture, str) or not architecture:
+        raise reader.bad("it names no architecture")
+    context = metadata.get(f"{architecture}.context_length")
+    template = metadata.get("tokenizer.chat_template")
+    license = metadata.get("general.license.name") or metadata.get("general.license")
+    return GgufInfo(
+        architecture=architecture,
+        quantization=_quantization(metadata, path),
+        parameters=parameters or None,
+        context_length=context if isinstance(context, int) else None,
+        chat_template=template if isinstance(template, str) else None,
+        license=license if isinstance(license, str) else None,
+        size_bytes=reader.size,
+        metadata=metadata,
+    )
+
+
+def _quantization(metadata: dict[str, Scalar], path: Path) -> str | None:
+    file_type = metadata.get("general.file_type")
+    if isinstance(file_type, int) and file_type in _FILE_TYPES:
+        return _FILE_TYPES[file_type]
+    match = _QUANT_IN_NAME.search(path.name)
+    return match[1].upper() if match else None
