@@ -137,6 +137,8 @@ class Bus:
         self._keeper = BusKeeper(settings) if settings.embedded_bus and settings.bus_is_loopback else None
         self._up = asyncio.Event()
         self._closing = False
+        self._connecting = False
+        """True once nats-py has begun: before that its close() fails."""
         self._on_up: list[Callable[[], Awaitable[None]]] = []
 
     @property
@@ -165,6 +167,7 @@ class Bus:
 
     async def _connect(self) -> None:
         log.info("bus_connecting url=%s", self.settings.bus_url)
+        self._connecting = True
         await self.client.connect(
             servers=self.settings.bus_url.split(","),
             name=self.name,
@@ -292,7 +295,7 @@ class Bus:
             with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
                 await asyncio.wait_for(self.client.drain(), DRAIN_S + 1)
         await self._background.close()
-        if not self.client.is_closed:
+        if self._connecting and not self.client.is_closed:
             with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
                 await asyncio.wait_for(self.client.close(), DRAIN_S)
         if self._keeper is not None:

@@ -1,0 +1,122 @@
+"""Errors as HTTP: the only map from an error to status and body.
+
+One body everywhere: ``{"error": {"message", "type", "param", "code"}}``. Source of the types: OpenAI's API reference,
+"Error codes"; ``code`` is the reason of the error in :mod:`llmlb.bus.errors`.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from sanic import Request
+from sanic.exceptions import SanicException
+from sanic.response import HTTPResponse, raw
+
+from llmlb.bus import errors
+
+log = logging.getLogger("llmlb.router.gateway.http_errors")
+
+RETRY_SOON_S = 1
+RETRY_LATER_S = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """How a class of errors looks over HTTP. ``retry_after_s`` None: no Retry-After."""
+
+    status: int
+    type: str
+    retry_after_s: int | None = None
+
+
+# The most derived class wins. tests/unit/gateway/test_http_errors.py walks llmlb.bus.errors.
+ANSWERS: dict[type[errors.LlmlbError], Answer] = {
+    errors.LlmlbError: Answer(500, "server_error"),
+    errors.RequestError: Answer(400, "invalid_request_error"),
+    errors.InvalidRequest: Answer(400, "invalid_request_error"),
+    errors.ContextOverflow: Answer(400, "invalid_request_error"),
+    errors.ModelUnknown: Answer(404, "not_found_error"),
+    errors.CapacityError: Answer(503, "server_error", RETRY_LATER_S),
+    errors.NoCapableNode: Answer(503, "server_error", RETRY_LATER_S),
+    errors.QueueFull: Answer(429, "rate_limit_error", RETRY_SOON_S),
+    errors.NodeBusy: Answer(429, "rate_limit_error", RETRY_SOON_S),
+    errors.OutOfMemory: Answer(503, "server_error", RETRY_LATER_S),
+    errors.OutOfDisk: Answer(503, "server_error", RETRY_LATER_S),
+    errors.NodeError: Answer(500, "server_error"),
+    errors.NodeLost: Answer(503, "server_error", RETRY_SOON_S),
+    errors.EngineCrashed: Answer(500, "server_error"),
+    errors.EngineStalled: Answer(504, "timeout_error"),
+    errors.ModelLoadFailed: Answer(500, "server_error"),
+    errors.PullFailed: Answer(500, "server_error"),
+    errors.BusError: Answer(500, "server_error"),
+    errors.BusDown: Answer(503, "server_error", RETRY_SOON_S),
+    errors.BadMessage: Answer(500, "server_error"),
+    errors.MessageTooLarge: Answer(413, "request_too_large"),
+    errors.AccessError: Answer(403, "permission_error"),
+    errors.Unauthenticated: Answer(401, "authentication_error"),
+    errors.Forbidden: Answer(403, "permission_error"),
+    errors.DeadlineExceeded: Answer(504, "timeout_error"),
+    errors.Cancelled: Answer(499, "cancelled"),
+    errors.Conflict: Answer(409, "conflict_error"),
+    errors.ConfigError: Answer(500, "server_error"),
+}
+
+# What Sanic itself refuses, before any handler of ours.
+_SANIC: dict[int, tuple[str, str, str]] = {
+    400: ("invalid_request_error", "invalid_request", "the request is not valid HTTP"),
+    404: ("not_found_error", "not_found", "there is nothing at this address"),
+    405: ("invalid_request_error", "method_not_allowed", "this address does not take this method"),
+    408: ("timeout_error", "request_timeout", "the request did not arrive in time"),
+    413: ("request_too_large", "request_too_large", "the request body is too large"),
+    417: ("invalid_request_error", "expectation_failed", "the Expect header can't be met"),
+    431: ("invalid_request_error", "headers_too_large", "the request headers are too large"),
+    503: ("server_error", "unavailable", "the server can't answer at the moment"),
+}
+
+
+def answer_of(error: errors.LlmlbError) -> Answer:
+    """The entry for an error's class, or its nearest base's."""
+    return next(ANSWERS[cls] for cls in type(error).__mro__ if cls in ANSWERS)
+
+
+def body_of(error: errors.LlmlbError) -> dict[str, Any]:
+    """The body, as data."""
+    return {
+        "error": {
+            "message": error.message,
+            "type": answer_of(error).type,
+            "param": error.param,
+            "code": error.reason,
+        }
+    }
+
+
+def _response(status: int, body: dict[str, Any], headers: dict[str, str] | None = None) -> HTTPResponse:
+    return raw(orjson.dumps(body), status=status, headers=headers, content_type="application/json")
+
+
+def to_response(error: errors.LlmlbError) -> HTTPResponse:
+    """The HTTP answer to an error."""
+    answer = answer_of(error)
+    headers = {} if answer.retry_after_s is None else {"Retry-After": str(answer.retry_after_s)}
+    return _response(answer.status, body_of(error), headers)
+
+
+def handle_exception(request: Request | None, error: Exception) -> HTTPResponse:
+    """Sanic's error handler: any exception to an answer. Only what nobody expected is logged, with its traceback."""
+    if isinstance(error, errors.LlmlbError):
+        if answer_of(error).status >= 500:
+            log.warning("request_failed reason=%s error=%r detail=%s", error.reason, error.message, error.detail)
+        return to_response(error)
+    if isinstance(error, SanicException):
+        status = error.status_code
+        kind, code, message = _SANIC.get(status, ("invalid_request_error", "invalid_request", str(error)))
+        if status == 413 and request is not None:
+            message = f"the request body is larger than {request.app.config.REQUEST_MAX_SIZE} bytes"
+        headers = {str(k): str(v) for k, v in (error.headers or {}).items()}
+        return _response(status, {"error": {"message": message, "type": kind, "param": None, "code": code}}, headers)
+    log.error("unexpected_error path=%s", None if request is None else request.path, exc_info=error)
+    return to_response(errors.LlmlbError("internal error"))

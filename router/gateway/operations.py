@@ -1,0 +1,32 @@
+"""For those who run it: /health (alive), /ready (bus reachable), / (what this is)."""
+
+from __future__ import annotations
+
+import orjson
+from sanic import Blueprint, Request
+from sanic.response import HTTPResponse, raw
+
+from llmlb.bus.errors import BusDown
+
+routes = Blueprint("operations")
+
+
+@routes.get("/")
+async def root(request: Request) -> HTTPResponse:
+    gateway = request.app.ctx.gateway
+    body = {"name": "llmlb", "role": gateway.role, "version": gateway.version, "api": "/v1"}
+    return raw(orjson.dumps(body), content_type="application/json")
+
+
+@routes.get("/health")
+async def health(request: Request) -> HTTPResponse:
+    gateway = request.app.ctx.gateway
+    body = {"status": "ok", "role": gateway.role, "version": gateway.version}
+    return raw(orjson.dumps(body), content_type="application/json")
+
+
+@routes.get("/ready")
+async def ready(request: Request) -> HTTPResponse:
+    if not request.app.ctx.gateway.readiness.ready:
+        raise BusDown("the bus is not reachable at the moment")
+    return raw(orjson.dumps({"status": "ready"}), content_type="application/json")

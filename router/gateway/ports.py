@@ -1,0 +1,70 @@
+"""What the gateway needs of its surroundings, so that it imports none of them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from llmlb.bus.messages.infer import Delta, End, InferRequest, Progress
+from llmlb.bus.messages.models import ModelDetails, ModelList, ModelStopped, RunningList
+from llmlb.bus.messages.router import ClusterModel, ClusterModelList, ClusterStatus, NodeApproved, NodeList
+from llmlb.bus.settings import Settings
+
+
+class Inference(Protocol):
+    """Answers requests. See ``llmlb.router.dispatch.Dispatcher.stream``."""
+
+    def stream(self, request: InferRequest) -> AsyncGenerator[Progress | Delta | End, None]: ...
+
+
+class Models(Protocol):
+    """The models that can be used now."""
+
+    def list_models(self) -> tuple[ClusterModel, ...]: ...
+
+
+class RouterOps(Protocol):
+    """What a router answers about its cluster."""
+
+    def nodes(self) -> NodeList: ...
+
+    def models(self) -> ClusterModelList: ...
+
+    def status(self) -> ClusterStatus: ...
+
+    async def approve(self, node: str) -> NodeApproved: ...
+
+
+class NodeOps(Protocol):
+    """What a node answers about itself."""
+
+    async def list_models(self) -> ModelList: ...
+
+    async def show(self, model: str) -> ModelDetails: ...
+
+    async def ps(self) -> RunningList: ...
+
+    async def stop(self, model: str) -> ModelStopped: ...
+
+
+class Readiness(Protocol):
+    """Green when requests can be served."""
+
+    @property
+    def ready(self) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gateway:
+    """Everything one gateway works with."""
+
+    role: Literal["router", "node"]
+    settings: Settings
+    version: str
+    inference: Inference
+    models: Models
+    readiness: Readiness
+    router_ops: RouterOps | None
+    node_ops: NodeOps | None
+    node_id: str | None
