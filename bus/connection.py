@@ -155,6 +155,11 @@ class Bus:
         """Call this after the first connection and after each reconnection. It may raise LlmlbError; that is logged."""
         self._on_up.append(callback)
 
+    def hold(self) -> None:
+        """Stop watching over the embedded bus: no restart, no takeover. What runs goes on until :meth:`close`."""
+        if self._keeper is not None:
+            self._keeper.hold()
+
     def open(self) -> None:
         """Begin to connect, in the background, without end. See :meth:`wait_up`."""
         if self._keeper is not None:

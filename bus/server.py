@@ -77,6 +77,11 @@ class BusKeeper:
         self._store = self._home_store
         self._process: asyncio.subprocess.Process | None = None
         self._last_problem = ""
+        self._held = False
+
+    def hold(self) -> None:
+        """Start nothing more: this process is about to end."""
+        self._held = True
 
     @property
     def owns_server(self) -> bool:
@@ -85,7 +90,7 @@ class BusKeeper:
     async def run(self, connected: Callable[[], bool]) -> None:
         """While ``connected()`` is false and nothing answers, start a server. Runs until cancelled."""
         while True:
-            if not connected() and not self.owns_server:
+            if not self._held and not connected() and not self.owns_server:
                 try:
                     await self._start_if_silent()
                 except (ConfigError, OSError) as error:
@@ -101,7 +106,7 @@ class BusKeeper:
             return
         store = self._store if self._store.is_dir() and os.access(self._store, os.W_OK) else self._home_store
         store.mkdir(parents=True, exist_ok=True)
-        lock = open(store / "owner.lock", "a")  # noqa: SIM115  # the child keeps it open
+        lock = open(store / "owner.lock", "a")  # noqa: SIM115, ASYNC230  # local, and the child keeps it open
         try:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

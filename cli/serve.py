@@ -13,23 +13,23 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
-
-from llmlb.node.store.bundled import BundledSource
-from llmlb.node.store.catalog import Catalog
-from llmlb.router.gateway.app import GatewayServer, build_app
-from llmlb.router.gateway.ports import Gateway
 
 import llmlb
 from llmlb.bus import logs
 from llmlb.bus.connection import Bus
-from llmlb.bus.errors import ConfigError
+from llmlb.bus.errors import ConfigError, LlmlbError
 from llmlb.bus.settings import Settings
+from llmlb.bus.tasks import Background
+from llmlb.cli.exit_codes import INTERRUPTED
 from llmlb.node.agent import NodeAgent
 from llmlb.node.identity import Identity
+from llmlb.node.store.bundled import BundledSource
+from llmlb.node.store.catalog import Catalog
 from llmlb.router.control import RouterControl
 from llmlb.router.dispatch import Dispatcher
 from llmlb.router.fleet import Fleet
+from llmlb.router.gateway.app import GatewayServer, build_app
+from llmlb.router.gateway.ports import Gateway
 from llmlb.router.history import RequestCount
 from llmlb.router.node_rpc import NodeRpc
 
@@ -94,7 +94,6 @@ class RouterRole:
         await self.server.stop(self._settings.drain_timeout_s)
         await self._requests.close()
         await self.fleet.close()
-        await self.bus.close()
 
 
 class NodeRole:
@@ -142,7 +141,6 @@ class NodeRole:
         await self.server.stop(1.0)
         await self.agent.close()
         await self.fleet.close()
-        await self.bus.close()
         self._identity.close()
 
 
@@ -156,7 +154,7 @@ def _loop_until_told(main: Callable[[asyncio.Event], Awaitable[int]]) -> int:
         def told() -> None:
             if stop.is_set():
                 sys.stdout.flush()
-                os._exit(130)
+                os._exit(INTERRUPTED)
             stop.set()
 
         loop = asyncio.get_running_loop()
@@ -170,32 +168,51 @@ def _loop_until_told(main: Callable[[asyncio.Event], Awaitable[int]]) -> int:
 async def _serve(roles: list[Role], settings: Settings, stop: asyncio.Event, banner: Callable[[], str]) -> int:
     if settings.auth == "off":
         log.warning("auth_off every peer that reaches the port may use it")
-    async with AsyncExitStack() as stack:
-        for role in reversed(roles):
-            # The last one pushed is the first one stopped: nodes before the router that feeds them.
-            stack.push_async_callback(role.stop)
+    background = Background("serve")
+    try:
         for role in roles:
             await role.start()
-        began = time.monotonic()
-        running = asyncio.gather(*(role.run() for role in roles))
-        stopped = asyncio.ensure_future(stop.wait())  # noqa: TID251  # cancelled below
-        try:
-            while not running.done() and not stopped.done():
-                await asyncio.wait([running, stopped], return_when=asyncio.FIRST_COMPLETED, timeout=SLOW_START_S)
-                if not running.done() and not stopped.done():
-                    waited = time.monotonic() - began
-                    log.warning("waiting_for_bus url=%s seconds=%.0f", settings.bus_url, waited)
-            if running.done():
-                running.result()
-                await _until_model_known(roles, stop)
-                print(banner(), flush=True)
-            await stop.wait()
-        finally:
-            running.cancel()
-            stopped.cancel()
+        running = [background.start(role.run(), f"run.{index}") for index, role in enumerate(roles)]
+        background.start(_announce(roles, running, settings, stop, banner), "announce")
+        await stop.wait()
         log.info("stopping")
+    finally:
+        await _stop(roles, background)
     log.info("stopped")
     return 0
+
+
+async def _announce(
+    roles: list[Role],
+    running: list[asyncio.Task[None]],
+    settings: Settings,
+    stop: asyncio.Event,
+    banner: Callable[[], str],
+) -> None:
+    """Print the start-up block once everything runs; until then say what is waited for."""
+    began = time.monotonic()
+    try:
+        while (await asyncio.wait(running, timeout=SLOW_START_S))[1]:
+            log.warning("waiting_for_bus url=%s seconds=%.0f", settings.bus_url, time.monotonic() - began)
+        for task in running:
+            task.result()
+    except LlmlbError as error:
+        log.error("start_failed error=%s detail=%s", error.message, error.detail)
+        stop.set()
+        return
+    await _until_model_known(roles, stop)
+    print(banner(), flush=True)
+
+
+async def _stop(roles: list[Role], background: Background) -> None:
+    """End everything in order: nodes before the router that feeds them, the owner of the embedded bus last."""
+    await background.close()
+    for role in roles:
+        role.bus.hold()
+    for role in reversed(roles):
+        await role.stop()
+    for bus in sorted((role.bus for role in roles), key=lambda bus: bus.owns_server):
+        await bus.close()
 
 
 async def _until_model_known(roles: list[Role], stop: asyncio.Event) -> None:

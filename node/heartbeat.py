@@ -10,9 +10,6 @@ import time
 import uuid
 from collections.abc import Callable
 
-from llmlb.node.hardware import Hardware, HardwareReading
-from llmlb.node.store.catalog import Catalog
-
 import llmlb
 from llmlb.bus import subjects
 from llmlb.bus.connection import Bus
@@ -21,10 +18,15 @@ from llmlb.bus.machine import machine_digest
 from llmlb.bus.messages.nodes import Heartbeat, LoadedModel
 from llmlb.bus.tasks import Background
 from llmlb.node.engine.pool import EnginePool
+from llmlb.node.hardware import Hardware, HardwareReading
+from llmlb.node.store.catalog import Catalog
 
 log = logging.getLogger("llmlb.node.heartbeat")
 
 INTERVAL_S = 1.0
+FIRST_INTERVAL_S = 0.25
+FIRST_BEATS = 4
+"""A router that starts together with the node hears one of these, not only the one a second later."""
 LEAST_GAP_S = 0.05
 """Between two heartbeats, so that a burst of changes is one of them."""
 
@@ -65,13 +67,16 @@ class Heart:
         self._soon.set()
 
     async def _run(self) -> None:
+        beats = 0
         while True:
+            beats += 1
             self._soon.clear()
             self.reading = await asyncio.to_thread(self._hardware.read)
             await self.beat()
             await asyncio.sleep(LEAST_GAP_S)
+            pause = FIRST_INTERVAL_S if beats < FIRST_BEATS else INTERVAL_S
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._soon.wait(), INTERVAL_S - LEAST_GAP_S)
+                await asyncio.wait_for(self._soon.wait(), pause - LEAST_GAP_S)
 
     def message(self, *, leaving: bool = False) -> Heartbeat:
         """The heartbeat as of now."""

@@ -72,11 +72,11 @@ class Fleet:
     async def start(self) -> None:
         """Listen. Returns when the bus is up and the subscription stands."""
         await self._bus.wait_up()
+        subject = subjects.all_heartbeats() if self._only is None else subjects.heartbeat(self._only)
+        await self._bus.subscribe(subject, self._on_heartbeat)
         if self._only is None:
             await self._open_stores()
             self._bus.on_up(self._open_stores)
-        subject = subjects.all_heartbeats() if self._only is None else subjects.heartbeat(self._only)
-        await self._bus.subscribe(subject, self._on_heartbeat)
         self._background.start(self._tick(), "tick")
 
     async def _open_stores(self) -> None:

@@ -13,8 +13,9 @@ from datetime import datetime
 from typing import Any, Literal, NoReturn
 
 import jinja2
+from jinja2.exceptions import SecurityError
 from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from llmlb.bus.errors import InvalidRequest, ModelLoadFailed
 from llmlb.bus.messages.infer import ChatMessage

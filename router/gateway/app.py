@@ -69,7 +69,7 @@ async def _on_request(request: Request) -> None:
     auth.check(request)
 
 
-async def _on_response(request: Request, response: HTTPResponse) -> None:
+async def _on_response(request: Request, response: Any) -> None:
     # A request that Sanic refused before our middleware has no id yet.
     request_id = getattr(request.ctx, "request_id", None) or uuid.uuid4().hex
     response.headers["x-request-id"] = request_id
@@ -90,7 +90,7 @@ class GatewayServer:
         self.port = sock.getsockname()[1]
         with contextlib.ExitStack() as undo:
             undo.callback(sock.close)
-            server = await self._app.create_server(
+            server: Any = await self._app.create_server(
                 sock=sock, backlog=BACKLOG, return_asyncio_server=True, asyncio_server_kwargs={"start_serving": False}
             )
             if server is None:

