@@ -38,6 +38,8 @@ log = logging.getLogger("llmlb.bus.server")
 READY_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 5.0
 WATCH_INTERVAL_S = 0.2
+RIVAL_START_S = 0.5
+"""Time for the server of a process that was faster to begin to answer."""
 STORE_KEY = "embedded_store"
 
 
@@ -144,7 +146,8 @@ class BusKeeper:
             async with asyncio.timeout(READY_TIMEOUT_S):
                 while not await asyncio.to_thread(answers, self._host, self._port):
                     if self._process.returncode is not None:
-                        return  # most likely another process was faster and has the port
+                        await self._explain_exit(log_file)
+                        return
                     await asyncio.sleep(0.02)
         except TimeoutError:
             await self.stop()
@@ -152,6 +155,18 @@ class BusKeeper:
         if self._process.returncode is None:
             self._last_problem = ""
             log.info("embedded_bus_started url=nats://%s:%d store=%s", self._host, self._port, store)
+
+    async def _explain_exit(self, log_file: Path) -> None:
+        """Our server ended at once. Fine when another process was faster and its server has the port.
+
+        Raises ConfigError when no NATS server answers there either.
+        """
+        await asyncio.sleep(RIVAL_START_S)
+        if not await asyncio.to_thread(answers, self._host, self._port):
+            raise ConfigError(
+                f"nats-server could not start on {self._host}:{self._port}: the port is held by something else, "
+                f"or see {log_file}"
+            )
 
     async def remember_store(self, client: Client) -> None:
         """Tell the others which store this bus uses, or learn it, so that a takeover goes on with the same one."""

@@ -12,8 +12,6 @@ import logging
 import time
 from dataclasses import dataclass
 
-from llmlb.node.hardware import Hardware, process_memory_bytes
-from llmlb.node.store.catalog import Catalog, StoredModel
 from nats.aio.msg import Msg
 
 from llmlb.bus import codec, subjects
@@ -35,7 +33,9 @@ from llmlb.bus.messages.models import (
 from llmlb.bus.settings import Settings
 from llmlb.bus.tasks import Background
 from llmlb.node.engine.pool import EnginePool, Loaded
+from llmlb.node.hardware import Hardware, process_memory_bytes
 from llmlb.node.heartbeat import Heart
+from llmlb.node.store.catalog import Catalog, StoredModel
 
 log = logging.getLogger("llmlb.node.agent")
 

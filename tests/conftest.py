@@ -1,0 +1,49 @@
+"""Fixtures for all tests: one real nats-server a run, and connected buses."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+from llmlb.bus.connection import Bus
+from llmlb.bus.settings import Settings
+from tests.support.natsd import NatsServer
+
+# A slow machine is no bug: hypothesis must not fail on time. In CI the same examples each run.
+hypothesis.settings.register_profile("llmlb", deadline=None, derandomize=bool(os.environ.get("CI")))
+hypothesis.settings.load_profile("llmlb")
+
+MakeBus = Callable[..., Awaitable[Bus]]
+
+
+@pytest.fixture(scope="session")
+def nats_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The run's nats-server."""
+    server = NatsServer(tmp_path_factory.mktemp("nats")).start()
+    yield server.url
+    server.stop()
+
+
+@pytest.fixture
+async def make_bus(nats_url: str, tmp_path: Path) -> AsyncIterator[MakeBus]:
+    """Connected buses, closed after the test. ``prepare`` gets the bus before it opens."""
+    made: list[Bus] = []
+
+    async def make(prepare: Callable[[Bus], None] | None = None, url: str = nats_url, **settings: object) -> Bus:
+        bus = Bus(Settings.load({}, bus_url=url, embedded_bus=False, home=tmp_path, **settings), "test")
+        made.append(bus)
+        if prepare is not None:
+            prepare(bus)
+        bus.open()
+        async with asyncio.timeout(10):
+            await bus.wait_up()
+        return bus
+
+    yield make
+    for bus in made:
+        await bus.close()

@@ -1,0 +1,40 @@
+"""Golden messages: what version 1 looks like on the wire. A file is never edited once it is there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmlb.bus import codec
+from llmlb.bus.messages.base import Message
+
+FOLDER = Path(__file__).parents[2] / "wire"
+TYPES = sorted(Message.registry)
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_the_golden_message_is_read_and_written_the_same(name: str) -> None:
+    path = FOLDER / f"{name}.json"
+    assert path.exists(), f"{path.name} is missing: a new message type needs its golden file"
+    golden: dict[str, Any] = json.loads(path.read_text())
+    message = codec.decode(json.dumps(golden).encode())
+    assert type(message) is Message.registry[name]
+    written = json.loads(codec.encode(message))
+    # A newer version may write more fields; those of the golden file keep name, place and meaning.
+    assert {key: written[key] for key in golden} == golden
+
+
+def test_there_is_no_golden_file_without_a_type() -> None:
+    assert {path.stem for path in FOLDER.glob("*.json")} <= set(TYPES)
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_every_field_is_documented(name: str) -> None:
+    cls = Message.registry[name]
+    assert cls.__doc__
+    assert "→" in cls.__doc__, "who sends it to whom"
+    undocumented = [key for key, field in cls.model_fields.items() if key != "type" and not field.description]
+    assert not undocumented
