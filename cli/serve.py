@@ -230,7 +230,7 @@ def _local(bind: str) -> str:
 
 
 def _curl(address: str, model: str) -> str:
-    body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "What is the capital of France?"}}]}}'
+    body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "What is the capital of Japan?"}}]}}'
     return f"  curl http://{address}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'"
 
 
