@@ -120,9 +120,13 @@ class Fleet:
             node.asking = True
             self._background.start(self._ask_models(node), "inventory")
         await self._announce(moved)
-        if self._only is None and beat.node_id not in self._records:
+        if self._only is None and self._outdated(self._records.get(beat.node_id), beat):
             await self._store(beat, approved)
         self._changed.set()
+
+    @staticmethod
+    def _outdated(record: NodeRecord | None, beat: Heartbeat) -> bool:
+        return record is None or (record.name, record.gateway) != (beat.name, beat.gateway)
 
     def _approved(self, beat: Heartbeat) -> bool:
         if self._only is not None or self._membership.approved(beat.node_id):
@@ -147,12 +151,16 @@ class Fleet:
 
     async def _store(self, beat: Heartbeat, approved: bool, by: str = "same-machine") -> None:
         """Write the durable record. A bus that is away is retried with the next heartbeat."""
+        known = self._records.get(beat.node_id)
+        if known is not None and known.approved:
+            approved, by = True, known.approved_by or by
         record = NodeRecord(
             node_id=beat.node_id,
             name=beat.name,
+            gateway=beat.gateway,
             approved=approved,
             approved_by=by if approved else None,
-            first_seen_at=time.time(),
+            first_seen_at=time.time() if known is None else known.first_seen_at,
         )
         if self._bucket is None:
             return
@@ -330,7 +338,7 @@ class Fleet:
         return NodeView(
             node_id=record.node_id,
             name=record.name,
-            gateway="",
+            gateway=record.gateway,
             state="offline",
             suspect=False,
             draining=False,

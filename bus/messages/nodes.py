@@ -61,3 +61,4 @@ class NodeRecord(Message):
     approved: bool = Field(description="True: may be given work")
     approved_by: str | None = Field(default=None, description="same-machine or admin")
     first_seen_at: float = Field(description="Unix seconds")
+    gateway: str = Field(default="", description="host:port of its gateway when last seen")

@@ -203,7 +203,8 @@ def test_a_client_that_goes_away_frees_the_engine_at_once(
     with httpx.Client(timeout=0.5) as http:
         if stream:
             with http.stream("POST", f"{client.base_url}chat/completions", json=body) as response:
-                next(response.iter_bytes())
+                pieces = response.iter_bytes()  # kept: httpx closes the connection together with the generator
+                next(pieces)
                 assert running(process) == 1
         else:
             with pytest.raises(httpx.ReadTimeout):
