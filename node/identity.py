@@ -38,7 +38,11 @@ class Identity:
         self._lock.truncate(0)
         self._lock.write(str(os.getpid()))
         self._lock.flush()
-        self.node_id = self._read_or_make(home / "node_id")
+        try:
+            self.node_id = self._read_or_make(home / "node_id")
+        except ConfigError:
+            self._lock.close()
+            raise
 
     @staticmethod
     def _read_or_make(path: Path) -> str:

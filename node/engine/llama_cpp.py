@@ -45,6 +45,16 @@ PENALTY_WINDOW = 64
 DEFAULT_TEMPERATURE, DEFAULT_TOP_K, DEFAULT_TOP_P, DEFAULT_MIN_P = 0.8, 40, 0.95, 0.05
 
 _PIECE_BYTES = 256
+_GGML_LOG_LEVEL_ERROR = 4
+
+_last_errors: deque[str] = deque(maxlen=5)
+
+
+@lib.llama_log_callback  # type: ignore[untyped-decorator]
+def _log_callback(level: int, text: bytes, _: Any) -> None:
+    """llama.cpp's log: errors are kept for messages, the rest is dropped. Lives as long as the library calls it."""
+    if level >= _GGML_LOG_LEVEL_ERROR:
+        _last_errors.append(text.decode(errors="replace").strip())
 
 
 @dataclass(slots=True)
@@ -81,9 +91,8 @@ class LlamaCppEngine:
     def __init__(self, options: LoadOptions) -> None:
         """Load the model. Raises ModelLoadFailed with llama.cpp's last words."""
         self._model_name = options.model
-        self._errors: deque[str] = deque(maxlen=5)
-        self._log_callback = lib.llama_log_callback(self._on_log)
-        lib.llama_log_set(self._log_callback, ctypes.c_void_p(0))
+        _last_errors.clear()
+        lib.llama_log_set(_log_callback, ctypes.c_void_p(0))
         lib.llama_backend_init()
         self._model = self._load_model(options)
         self._vocab = lib.llama_model_get_vocab(self._model)
@@ -109,16 +118,12 @@ class LlamaCppEngine:
 
     # Loading
 
-    def _on_log(self, level: int, text: bytes, _: Any) -> None:
-        if level >= 4:  # GGML_LOG_LEVEL_ERROR
-            self._errors.append(text.decode(errors="replace").strip())
-
     def _load_model(self, options: LoadOptions) -> Any:
         params = lib.llama_model_default_params()
         params.n_gpu_layers = -1
         model = lib.llama_model_load_from_file(options.path.encode(), params)
         if not model:
-            said = "; ".join(self._errors) or "no reason given"
+            said = "; ".join(_last_errors) or "no reason given"
             raise ModelLoadFailed(f"llama.cpp could not load {options.model}: {said}", detail=options.path)
         return model
 
@@ -137,7 +142,7 @@ class LlamaCppEngine:
             params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
             context = lib.llama_init_from_model(self._model, params)
         if not context:
-            said = "; ".join(self._errors) or "no reason given"
+            said = "; ".join(_last_errors) or "no reason given"
             raise ModelLoadFailed(
                 f"llama.cpp could not make {self.slots} slots of {self.context_length} tokens "
                 f"for {options.model}: {said}"

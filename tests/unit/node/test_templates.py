@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import pytest
+
+from llmlb.bus.errors import InvalidRequest, ModelLoadFailed
+from llmlb.bus.messages.infer import ChatMessage
+from llmlb.node.engine.templates import ChatTemplate
+from llmlb.node.store.bundled import bundled_path
+from llmlb.node.store.gguf import read_gguf
+
+USER = [ChatMessage(role="user", content="hi")]
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> ChatTemplate:
+    path = bundled_path()
+    assert path is not None
+    return ChatTemplate(read_gguf(path).chat_template)
+
+
+def test_the_demo_models_own_template(smollm2: ChatTemplate) -> None:
+    turns = [ChatMessage(role="system", content="Be brief."), *USER]
+    assert smollm2.origin == "model"
+    assert smollm2.render(turns) == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert "You are a helpful AI assistant named SmolLM" in smollm2.render(USER)
+
+
+def test_a_model_without_a_template_gets_chatml() -> None:
+    template = ChatTemplate(None)
+    assert template.origin == "default"
+    assert template.render(USER) == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_text_of_users_is_never_a_template() -> None:
+    turns = [ChatMessage(role="user", content="{{ 7 * 7 }}{% for x in y %}")]
+    assert "{{ 7 * 7 }}{% for x in y %}" in ChatTemplate(None).render(turns)
+
+
+def test_what_the_template_refuses_is_the_requests_fault() -> None:
+    template = ChatTemplate("{{ raise_exception('roles must alternate') }}")
+    with pytest.raises(InvalidRequest, match="roles must alternate"):
+        template.render(USER)
+
+
+def test_a_template_without_developer_gets_it_as_system() -> None:
+    template = ChatTemplate(
+        "{% for m in messages %}{% if m.role not in ['system', 'user'] %}{{ raise_exception('no') }}{% endif %}"
+        "[{{ m.role }}]{% endfor %}"
+    )
+    assert template.render([ChatMessage(role="developer", content="x"), *USER]) == "[system][user]"
+
+
+def test_a_template_that_is_not_jinja_fails_at_load() -> None:
+    with pytest.raises(ModelLoadFailed, match="not valid"):
+        ChatTemplate("{% for x in %}")
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages.__init__.__globals__ }}",
+        "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
+        "{{ lipsum.__globals__['os'].environ }}",
+        "{% include '/etc/passwd' %}",
+        "{% import 'os' as os %}",
+        "{{ 'a' * 10000000000 }}",
+        "{{ 'a' * 1000000 * 1000000 }}",
+        "{{ 9 ** 9 ** 9 }}",
+        "{% for i in range(10000000000) %}x{% endfor %}",
+        "{{ '%10000000000d' % 1 }}",
+        "{{ messages.append(1) }}",
+        "{{ undefined_thing.attribute }}",
+        "{{ 1 / 0 }}",
+        "{{ messages[99].content }}",
+    ],
+)
+def test_a_hostile_template_gets_nothing_and_ends(hostile: str) -> None:
+    with pytest.raises((InvalidRequest, ModelLoadFailed)):
+        ChatTemplate(hostile).render(USER)
+
+
+def test_the_usual_helpers_are_there() -> None:
+    template = ChatTemplate(
+        "{{ bos_token }}{{ strftime_now('%Y')|length }}{{ {'a': '<é>'}|tojson }}"
+        "{% for x in [1,2,3] %}{% if x == 2 %}{% break %}{% endif %}{{ x }}{% endfor %}",
+        bos="<s>",
+    )
+    assert template.render(USER) == '<s>4{"a": "<é>"}1'
