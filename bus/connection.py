@@ -133,6 +133,8 @@ class Bus:
         self.control: NatsBroker = _SharedBroker(
             self.client, logger=None, middlewares=[_AnswerBadRequests], graceful_timeout=DRAIN_S
         )
+        self.operations: list[tuple[str, type[Message], type[Message]]] = []
+        """(subject, request, answer) of each rpc handler, for the documentation."""
         self._background = Background(f"bus.{name}")
         self._keeper = BusKeeper(settings) if settings.embedded_bus and settings.bus_is_loopback else None
         self._up = asyncio.Event()
@@ -287,6 +289,7 @@ class Bus:
             except LlmlbError as error:
                 return RpcFailed(error=WireError.of(error))
 
+        self.operations.append((subject, request, answer))
         endpoint.__name__ = handler.__name__
         endpoint.__doc__ = request.__doc__
         endpoint.__annotations__ = {"message": request, "return": answer | RpcFailed}

@@ -1,0 +1,129 @@
+"""Writes docs/asyncapi.json: the bus as FastStream's AsyncAPI, from the handlers that the processes register.
+
+``make docs``. With ``--print`` the document goes to standard output instead (tests compare it with the file).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from faststream.nats import NatsBroker
+from faststream.specification.asyncapi import AsyncAPI
+from pydantic.json_schema import models_json_schema
+
+import llmlb
+from llmlb.bus import subjects
+from llmlb.bus.connection import Bus
+from llmlb.bus.messages.base import Message
+from llmlb.bus.messages.errors import RpcFailed
+from llmlb.bus.messages.events import NodeStateChanged
+from llmlb.bus.messages.infer import Accepted, CancelRequest, Delta, End, Failed, InferRequest, Progress
+from llmlb.bus.messages.nodes import Heartbeat
+from llmlb.bus.messages.requests import RequestRecord
+from llmlb.bus.settings import Settings
+from llmlb.node.agent import NodeAgent
+from llmlb.node.store.catalog import Catalog
+from llmlb.router.control import RouterControl
+from llmlb.router.fleet import Fleet
+from llmlb.router.history import RequestCount
+
+OUT = Path(__file__).parent / "asyncapi.json"
+NODE = "0" * 32
+"""Stands for any node id in subjects while the document is made; the document says {node}."""
+
+DATA_PLANE: list[tuple[str, type[Message]]] = [
+    (subjects.heartbeat(NODE), Heartbeat),
+    (subjects.infer(NODE), InferRequest),
+    (subjects.cancel(NODE), CancelRequest),
+    (subjects.event("node"), NodeStateChanged),
+    (subjects.request_record(NODE), RequestRecord),
+]
+REPLIES: tuple[type[Message], ...] = (Accepted, Progress, Delta, End, Failed)
+REPLY = subjects.reply("GATEWAY", "STREAM")
+RPC_REPLY = "rpc.reply"
+
+
+def _buses() -> list[Bus]:
+    settings = Settings.load({}, embedded_bus=False, home=Path(tempfile.gettempdir()))
+    router, node = Bus(settings, "router"), Bus(settings, "node")
+    fleet = Fleet(router)
+    RouterControl(fleet, RequestCount(router)).register(router)
+    NodeAgent(settings, node, Catalog([]), NODE).register()
+    return [router, node]
+
+
+def _data_plane() -> NatsBroker:
+    data = NatsBroker()
+    for subject, message in DATA_PLANE:
+        data.publisher(subject, title=subject, description=message.__doc__, schema=message)
+    for message in REPLIES:
+        title = f"{REPLY}.{message.__name__}"
+        data.publisher(REPLY, title=title, description=message.__doc__, schema=message)
+    return data
+
+
+def _add_answers(body: dict[str, Any], buses: list[Bus]) -> None:
+    """FastStream documents what handlers take, not what they answer: add the replies."""
+    operations = [operation for bus in buses for operation in bus.operations]
+    answers = sorted({answer for _, _, answer in operations} | {RpcFailed}, key=lambda cls: cls.__name__)
+    _, schemas = models_json_schema(
+        [(answer, "serialization") for answer in answers], ref_template="#/components/schemas/{model}"
+    )
+    body["components"]["schemas"] = {**schemas["$defs"], **body["components"]["schemas"]}
+    messages = {}
+    for answer in answers:
+        name = answer.__name__
+        body["components"]["messages"][f"{RPC_REPLY}:{name}"] = {
+            "title": name,
+            "description": answer.__doc__,
+            "payload": {"$ref": f"#/components/schemas/{name}"},
+        }
+        messages[name] = {"$ref": f"#/components/messages/{RPC_REPLY}:{name}"}
+    body["channels"][RPC_REPLY] = {
+        "address": None,
+        "description": "The inbox that NATS makes for each request.",
+        "messages": messages,
+        "servers": [{"$ref": "#/servers/bus"}],
+    }
+    for subject, _, answer in operations:
+        body["operations"][subject]["reply"] = {
+            "channel": {"$ref": f"#/channels/{RPC_REPLY}"},
+            "messages": [{"$ref": f"#/channels/{RPC_REPLY}/messages/{cls.__name__}"} for cls in (answer, RpcFailed)],
+        }
+
+
+def _replace(text: str) -> str:
+    for what, name in ((NODE, "{node}"), ("GATEWAY", "{gateway}"), ("STREAM", "{stream}")):
+        text = text.replace(what, name)
+    return text
+
+
+def document() -> str:
+    """The document, as JSON with sorted keys."""
+    buses = _buses()
+    spec = AsyncAPI(
+        *(bus.control for bus in buses),
+        _data_plane(),
+        title="llmlb bus",
+        version=llmlb.__version__,
+        description="What crosses the NATS bus of a llmlb cluster. Subjects: docs/bus.md.",
+        schema_version="3.0.0",
+    ).to_specification()
+    body: dict[str, Any] = json.loads(spec.to_json())
+    body["servers"] = {"bus": {"host": "127.0.0.1:4222", "protocol": "nats"}}
+    for channel in body.get("channels", {}).values():
+        channel["servers"] = [{"$ref": "#/servers/bus"}]
+    _add_answers(body, buses)
+    return _replace(json.dumps(body, indent=1, sort_keys=True, ensure_ascii=False)) + "\n"
+
+
+if __name__ == "__main__":
+    if "--print" in sys.argv[1:]:
+        sys.stdout.write(document())
+    else:
+        OUT.write_text(document())
+        print(f"wrote {OUT.name}")

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmlb.cli import render
+
+MODEL = {"name": "meta-llama/Llama-3.2-3B-Instruct", "size_bytes": 6_400_000_000, "created_at": 0, "source": "Local"}
+NODE = {
+    "node_id": "abc123" + "0" * 26,
+    "name": "box",
+    "gateway": "0.0.0.0:32769",
+    "state": "online",
+    "suspect": False,
+    "draining": False,
+    "gpus": [{"name": "NVIDIA GeForce RTX 4090"}],
+    "models": ["a", "b", "c"],
+}
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (98_362_432, "98 MB"),
+        (6_400_000_000, "6.4 GB"),
+        (14_200_000_000, "14.2 GB"),
+        (2 * 10**12, "2.0 TB"),
+    ],
+)
+def test_sizes_are_decimal(count: int, text: str) -> None:
+    assert render.size(count) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "Just now"),
+        (30, "30 seconds ago"),
+        (60, "1 minute ago"),
+        (7200, "2 hours ago"),
+        (86_400, "1 day ago"),
+        (3 * 86_400, "3 days ago"),
+        (15 * 86_400, "2 weeks ago"),
+    ],
+)
+def test_ages(seconds: float, text: str) -> None:
+    assert render.age(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (None, "Forever"),
+        (3, "Less than a minute"),
+        (61, "About a minute"),
+        (299, "4 minutes"),
+        (7200, "2 hours"),
+    ],
+)
+def test_time_left(seconds: float | None, text: str) -> None:
+    assert render.until(seconds) == text
+
+
+@given(st.lists(st.lists(st.text("abc é", max_size=30), min_size=3, max_size=3), max_size=8))
+def test_columns_line_up_and_nothing_is_cut(rows: list[list[str]]) -> None:
+    lines = render.table(["ONE", "TWO", "THREE"], rows).split("\n")
+    assert len(lines) == len(rows) + 1
+    starts = [lines[0].index("TWO"), lines[0].index("THREE")]
+    for row, line in zip(rows, lines[1:], strict=True):
+        padded = line.ljust(starts[1] + 40)
+        assert padded[: starts[0]].rstrip() == row[0].rstrip()
+        assert padded[starts[0] : starts[1]].rstrip() == row[1].rstrip()
+        assert padded[starts[1] :].rstrip() == row[2].rstrip()
+
+
+def test_node_list_has_the_columns_of_the_contract() -> None:
+    ollama = {"name": "ollama:llama3.2", "size_bytes": 4_100_000_000, "created_at": 0, "source": "Ollama"}
+    text = render.models([MODEL, ollama], now=7200)
+    assert text.split("\n")[0].split() == ["NAME", "SIZE", "MODIFIED"]
+    assert "meta-llama/Llama-3.2-3B-Instruct  6.4 GB  2 hours ago" in text
+    assert "ollama:llama3.2 (readonly)" in text
+
+
+def test_ps_has_the_columns_of_the_contract() -> None:
+    loaded = {
+        "name": "m",
+        "instance": "abc123",
+        "size_bytes": 6_400_000_000,
+        "processor": "100% GPU",
+        "state": "ready",
+        "expires_in_s": 250,
+        "vram_percent": 85.2,
+        "gpu_temperature_c": 62.0,
+    }
+    without_gpu = {**loaded, "vram_percent": None, "gpu_temperature_c": None, "processor": "100% CPU"}
+    head, first, second = render.running([loaded, without_gpu]).split("\n")
+    assert head.split() == ["NAME", "ID", "SIZE", "PROCESSOR", "UNTIL", "VRAM", "TEMP"]
+    assert first.split() == ["m", "abc123", "6.4", "GB", "100%", "GPU", "4", "minutes", "85%", "62°C"]
+    assert second.split()[-2:] == ["-", "-"]
+
+
+def test_show_is_the_block_of_the_contract() -> None:
+    details = {
+        "model": {
+            "name": "meta-llama/Llama-3.2-3B-Instruct",
+            "architecture": "llama",
+            "parameters": 3_210_000_000,
+            "quantization": "Q4_K_M",
+            "context_length": 131072,
+            "format": "GGUF",
+            "size_bytes": 6_400_000_000,
+        },
+        "license": "Llama 3.2 Community License",
+    }
+    assert render.details(details) == (
+        "Model: meta-llama/Llama-3.2-3B-Instruct\n"
+        "  Architecture: llama\n"
+        "  Parameters: 3.21B\n"
+        "  Quantization: Q4_K_M\n"
+        "  Context Length: 131072\n"
+        "  Format: GGUF\n"
+        "  Size: 6.4 GB\n"
+        "  License: Llama 3.2 Community License"
+    )
+
+
+def test_router_nodes_has_the_columns_of_the_contract() -> None:
+    head, row = render.nodes([NODE]).split("\n")
+    assert head.split() == ["ID", "HOST", "STATUS", "GPU", "MODELS"]
+    assert row.split() == ["abc123000000", "box:32769", "online", "RTX4090", "3"]
+    assert "suspect" in render.nodes([{**NODE, "suspect": True}])
+    assert "draining" in render.nodes([{**NODE, "draining": True}])
+    assert "offline" in render.nodes([{**NODE, "state": "offline", "suspect": True}])
+
+
+def test_router_status_is_the_block_of_the_contract() -> None:
+    status = {
+        "health": "healthy",
+        "nodes_online": 3,
+        "nodes_offline": 0,
+        "models_available": 12,
+        "requests_last_hour": 1234,
+        "vram_percent": 85.0,
+    }
+    assert render.status(status) == (
+        "Cluster Status: healthy\n\n"
+        "Nodes:      3 online / 0 offline\n"
+        "Models:     12 available\n"
+        "Requests:   1,234 (last hour)\n"
+        "VRAM:       85% average utilization"
+    )
+    assert render.status({**status, "vram_percent": None}).endswith("VRAM:       -")
+
+
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [
+        ("NVIDIA GeForce RTX 4090", "RTX4090"),
+        ("NVIDIA A100-SXM4-80GB", "A100"),
+        ("NVIDIA H200", "H200"),
+        ("Tesla T4", "T4"),
+        ("AMD Radeon RX 7900 XTX", "RX7900XTX"),
+    ],
+)
+def test_gpu_names_are_short(name: str, short: str) -> None:
+    assert render.gpu_name(name) == short
