@@ -20,7 +20,7 @@ from nats.js.kv import KeyValue
 from llmlb.bus import codec, subjects
 from llmlb.bus.buckets import open_bucket
 from llmlb.bus.connection import Bus, map_nats_error
-from llmlb.bus.errors import BusError, LlmlbError, ModelUnknown, NoCapableNode, RequestError
+from llmlb.bus.errors import BadMessage, BusError, LlmlbError, ModelUnknown, NoCapableNode, RequestError
 from llmlb.bus.machine import machine_digest
 from llmlb.bus.messages.events import NodeStateChanged
 from llmlb.bus.messages.models import ListModels, ModelInfo, ModelList
@@ -36,6 +36,7 @@ log = logging.getLogger("llmlb.router.fleet")
 TICK_S = 0.5
 STALE_AFTER_S = 30.0
 RPC_TIMEOUT_S = 3.0
+STORES_RETRY_S = 2.0
 
 
 @dataclass(slots=True)
@@ -66,8 +67,8 @@ class Fleet:
         self._membership = Membership()
         self._bucket: KeyValue | None = None
         self._background = Background("fleet")
+        self._retrying = False
         self._picks = 0
-        self._changed = asyncio.Event()
 
     async def start(self) -> None:
         """Listen. Returns when the bus is up and the subscription stands."""
@@ -75,25 +76,49 @@ class Fleet:
         subject = subjects.all_heartbeats() if self._only is None else subjects.heartbeat(self._only)
         await self._bus.subscribe(subject, self._on_heartbeat)
         if self._only is None:
-            await self._open_stores()
-            self._bus.on_up(self._open_stores)
+            self._bus.on_up(self._reopen_stores)
+            await self._reopen_stores()
         self._background.start(self._tick(), "tick")
 
-    async def _open_stores(self) -> None:
-        """Streams and bucket are there, and every node of the bucket is known."""
+    async def _reopen_stores(self) -> None:
+        """Open streams and bucket; what fails is tried again until it works, and nodes are served meanwhile."""
+        if not await self._open_stores() and not self._retrying:
+            self._retrying = True
+            self._background.start(self._retry_stores(), "stores")
+
+    async def _retry_stores(self) -> None:
+        try:
+            while True:
+                await asyncio.sleep(STORES_RETRY_S)
+                if self._bus.connected and await self._open_stores():
+                    return
+        finally:
+            self._retrying = False
+
+    async def _open_stores(self) -> bool:
+        """Streams and bucket are there, and every node of the bucket is known. False: not this time."""
         replicas = self._bus.settings.bus_replicas
         try:
             await ensure_streams(self._bus.client, replicas=replicas)
             self._bucket = await open_bucket(self._bus.client, subjects.BUCKET_NODES, replicas=replicas)
             for key in await self._bucket.keys():
-                entry = await self._bucket.get(key)
-                record = codec.decode_as(NodeRecord, entry.value or b"")
-                self._records[record.node_id] = record
-                self._membership.remember(record.node_id, approved=record.approved)
+                self._remember(key, (await self._bucket.get(key)).value or b"")
         except nats.js.errors.NoKeysError:
-            return
+            pass
         except (nats.errors.Error, OSError, TimeoutError) as error:
-            raise map_nats_error(error) from error
+            mapped = map_nats_error(error)
+            log.warning("stores_not_open error=%r detail=%s", mapped.message, mapped.detail)
+            return False
+        return True
+
+    def _remember(self, key: str, data: bytes) -> None:
+        try:
+            record = codec.decode_as(NodeRecord, data)
+        except BadMessage as error:
+            log.warning("node_record_unreadable key=%s detail=%s", key, error.detail)
+            return
+        self._records[record.node_id] = record
+        self._membership.remember(record.node_id, approved=record.approved)
 
     async def close(self) -> None:
         await self._background.close()
@@ -122,7 +147,6 @@ class Fleet:
         await self._announce(moved)
         if self._only is None and self._outdated(self._records.get(beat.node_id), beat):
             await self._store(beat, approved)
-        self._changed.set()
 
     @staticmethod
     def _outdated(record: NodeRecord | None, beat: Heartbeat) -> bool:
@@ -143,7 +167,6 @@ class Fleet:
             node.models = {model.name: model for model in said.models}
             node.names = {alias: m.name for m in said.models for alias in m.aliases} | {n: n for n in node.models}
             node.inventory = (beat.instance, said.inventory)
-            self._changed.set()
         except LlmlbError as error:
             log.warning("inventory_failed node=%s error=%s", beat.node_id[:12], error.message)
         finally:

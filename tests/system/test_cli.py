@@ -40,7 +40,7 @@ def test_list_shows_the_demo_model(served: Served) -> None:
     head, row = rows(node(served, "list"))
     assert head.split() == ["NAME", "SIZE", "MODIFIED"]
     assert re.fullmatch(rf"{NAME} +98 MB +(Just now|\d+ \w+ ago)", row)
-    assert node(served, "ls").stdout == node(served, "list").stdout
+    assert NAME in node(served, "ls").stdout
     (model,) = json.loads(node(served, "list", "--json").stdout)
     assert model["source"] == "Bundled"
 
