@@ -138,6 +138,7 @@ class Bus:
         self._background = Background(f"bus.{name}")
         self._keeper = BusKeeper(settings) if settings.embedded_bus and settings.bus_is_loopback else None
         self._up = asyncio.Event()
+        self._last_problem = ""
         self._closing = False
         self._connecting = False
         """True once nats-py has begun: before that its close() fails."""
@@ -173,7 +174,7 @@ class Bus:
         await self._up.wait()
 
     async def _connect(self) -> None:
-        log.info("bus_connecting url=%s", self.settings.bus_url)
+        log.info("bus_connecting url=%s", self.settings.bus_url_shown)
         self._connecting = True
         await self.client.connect(
             servers=self.settings.bus_url.split(","),
@@ -195,7 +196,7 @@ class Bus:
         await self._is_up("bus_connected")
 
     async def _is_up(self, event: str) -> None:
-        log.info("%s url=%s name=%s", event, self.settings.bus_url, self.name)
+        log.info("%s url=%s name=%s", event, self.settings.bus_url_shown, self.name)
         self._up.set()
         if self._keeper is not None:
             self._background.start(self._keeper.remember_store(self.client), "store")
@@ -211,7 +212,7 @@ class Bus:
 
     async def _disconnected(self) -> None:
         if self._up.is_set() and not self._closing:
-            log.warning("bus_disconnected url=%s", self.settings.bus_url)
+            log.warning("bus_disconnected url=%s", self.settings.bus_url_shown)
         self._up.clear()
 
     async def _closed(self) -> None:
@@ -224,6 +225,10 @@ class Bus:
             log.warning("slow_consumer subject=%s", error.subject)
         elif self._up.is_set():
             log.debug("bus_error error=%r", error)
+        elif str(error) != self._last_problem and not isinstance(error, ConnectionRefusedError):
+            # Refused is what "not there yet" looks like; anything else (credentials, TLS, DNS) somebody has to mend.
+            self._last_problem = str(error)
+            log.warning("bus_connect_failed url=%s error=%r", self.settings.bus_url_shown, error)
 
     async def publish(self, subject: str, message: Message, *, reply: str = "") -> None:
         """Send a message. Raises BusDown when there is no connection, MessageTooLarge."""
@@ -311,9 +316,16 @@ class Bus:
 
 
 def _guarded(callback: Callable[[Msg], Awaitable[None]]) -> Callable[[Msg], Awaitable[None]]:
+    said = False
+
     async def guarded(msg: Msg) -> None:
+        nonlocal said
         try:
             await callback(msg)
+        except BadMessage as error:
+            # A peer of another version may send these each second: one line is enough.
+            log.log(logging.DEBUG if said else logging.WARNING, "bad_message subject=%s error=%s", msg.subject, error)
+            said = True
         except LlmlbError as error:
             log.warning("message_dropped subject=%s error=%s detail=%s", msg.subject, error.message, error.detail)
         except Exception:  # the top of a task: one bad message must not end the subscription

@@ -58,13 +58,6 @@ def _positive(text: str) -> int:
     return number
 
 
-def _not_negative(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise ValueError("must not be negative")
-    return number
-
-
 def parse_size(text: str) -> int:
     """Bytes from ``1048576``, ``7MiB``, ``20MB``."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]?)(i?)b?", text.strip().lower())
@@ -97,10 +90,8 @@ def _endpoint(text: str) -> str:
     return text
 
 
-def _setting(
-    env: str, default: Any, parse: Callable[[str], Any], help: str, *, secret: bool = False, shown: str | None = None
-) -> Any:
-    metadata = {"env": env, "parse": parse, "help": help, "secret": secret, "shown": shown}
+def _setting(env: str, default: Any, parse: Callable[[str], Any], help: str, *, shown: str | None = None) -> Any:
+    metadata = {"env": env, "parse": parse, "help": help, "shown": shown}
     if callable(default):
         return field(default_factory=default, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -159,8 +150,6 @@ class Settings:
     stall_timeout_s: float = _setting(
         "LLMLB_STALL_TIMEOUT", 30.0, parse_duration, "silence after which a running request counts as failed"
     )
-    queue_max: int = _setting("LLMLB_QUEUE_MAX", 100, _not_negative, "requests that may wait for a slot")
-    queue_timeout_s: float = _setting("LLMLB_QUEUE_TIMEOUT", 60.0, parse_duration, "longest wait for a slot")
     max_body_bytes: int = _setting(
         "LLMLB_MAX_BODY_BYTES", 7 * 1024 * 1024, parse_size, "largest HTTP request body", shown="7MiB"
     )
@@ -169,15 +158,6 @@ class Settings:
         20.0,
         parse_duration,
         "how long running requests may finish when a process is told to stop",
-    )
-    hf_token: str | None = _setting("HF_TOKEN", None, str, "credentials for the Hugging Face hub", secret=True)
-    hf_endpoint: str = _setting("HF_ENDPOINT", "https://huggingface.co", _endpoint, "the hub")
-    ollama_models: Path = _setting(
-        "OLLAMA_MODELS",
-        lambda: Path.home() / ".ollama" / "models",
-        lambda text: Path(text).expanduser(),
-        "Ollama's store, read only",
-        shown="~/.ollama/models",
     )
 
     @classmethod
@@ -208,6 +188,11 @@ class Settings:
         host = urlsplit(self.bus_url).hostname or ""
         return host == "localhost" or host == "::1" or host.startswith("127.")
 
+    @property
+    def bus_url_shown(self) -> str:
+        """The bus address for logs and people: without the password it may hold."""
+        return re.sub(r"://[^@/,]*@", "://****@", self.bus_url)
+
     def to_environ(self) -> dict[str, str]:
         """The environment that makes :meth:`load` of a child process return these settings (None is left out)."""
         out: dict[str, str] = {}
@@ -221,9 +206,7 @@ class Settings:
         """(field, environment variable, value, help) of each setting; secrets are masked."""
         rows = []
         for item in fields(self):
-            value = getattr(self, item.name)
-            if item.metadata["secret"] and value:
-                value = "****"
+            value = self.bus_url_shown if item.name == "bus_url" else getattr(self, item.name)
             shown = "" if value is None else str(value)
             rows.append((item.name, item.metadata["env"], shown, item.metadata["help"]))
         return rows

@@ -193,7 +193,7 @@ async def _announce(
     began = time.monotonic()
     try:
         while (await asyncio.wait(running, timeout=SLOW_START_S))[1]:
-            log.warning("waiting_for_bus url=%s seconds=%.0f", settings.bus_url, time.monotonic() - began)
+            log.warning("waiting_for_bus url=%s seconds=%.0f", settings.bus_url_shown, time.monotonic() - began)
         for task in running:
             task.result()
     except LlmlbError as error:
@@ -242,7 +242,7 @@ def _first_model(fleet: Fleet) -> str | None:
 
 
 def _banner(title: str, settings: Settings, roles: list[Role]) -> str:
-    lines = ["", f"llmlb {llmlb.__version__}: {title} is ready", f"  bus     {settings.bus_url}"]
+    lines = ["", f"llmlb {llmlb.__version__}: {title} is ready", f"  bus     {settings.bus_url_shown}"]
     for role in roles:
         if isinstance(role, RouterRole):
             lines.append(f"  router  http://{_local(settings.router_bind)}:{role.server.port}/v1")

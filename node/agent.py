@@ -193,7 +193,8 @@ class NodeAgent:
         except LlmlbError as error:
             await self._fail(flight, error)
         except asyncio.CancelledError:
-            loading.cancel()
+            if not loading.cancel() and not loading.cancelled() and loading.exception() is None:
+                self.pool.release(loading.result())
             await self._fail(flight, Cancelled("the request was cancelled"))
         finally:
             flight.waiting = None

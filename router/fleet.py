@@ -7,7 +7,6 @@ gateway has a fleet of that one node. Nothing here needs a restart when the bus 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from nats.js.kv import KeyValue
 from llmlb.bus import codec, subjects
 from llmlb.bus.buckets import open_bucket
 from llmlb.bus.connection import Bus, map_nats_error
-from llmlb.bus.errors import BadMessage, BusError, LlmlbError, ModelUnknown, NoCapableNode, RequestError
+from llmlb.bus.errors import BadMessage, LlmlbError, ModelUnknown, NoCapableNode, RequestError
 from llmlb.bus.machine import machine_digest
 from llmlb.bus.messages.events import NodeStateChanged
 from llmlb.bus.messages.models import ListModels, ModelInfo, ModelList
@@ -211,8 +210,13 @@ class Fleet:
             event = NodeStateChanged(
                 node_id=step.node_id, name=name, before=step.before, after=step.after, reason=step.reason
             )
-            with contextlib.suppress(BusError):
-                await self._bus.publish(subjects.event("node"), event)
+            self._background.start(self._publish_event(event), "event")
+
+    async def _publish_event(self, event: NodeStateChanged) -> None:
+        try:
+            await self._bus.publish_stored(subjects.event("node"), event)
+        except LlmlbError as error:
+            log.warning("event_not_stored node=%s error=%s", event.node_id[:12], error.message)
 
     async def _tick(self) -> None:
         while True:

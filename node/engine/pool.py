@@ -93,12 +93,18 @@ class EnginePool:
         return self._life.expires_in_s(name, time.monotonic())
 
     def ready_now(self, name: str) -> Loaded | None:
-        """The model if it is loaded and takes requests."""
+        """The model if it is in memory and takes requests, held as by :meth:`ready`; None: it has to be waited for."""
         loaded = self._loaded.get(name)
-        return loaded if loaded is not None and loaded.is_ready and self._life.state(name) == "ready" else None
+        if loaded is None or not loaded.is_ready or self._life.state(name) != "ready":
+            return None
+        self._life.started(name, time.monotonic())
+        return loaded
 
     async def ready(self, model: StoredModel) -> Loaded:
-        """The model, loaded; one load is shared by all who wait. Raises ModelLoadFailed, NodeBusy."""
+        """The model, in memory and held there: give it to :meth:`submit` or :meth:`release`, exactly once.
+
+        One load is shared by all who wait. Raises ModelLoadFailed, NodeBusy.
+        """
         name = model.info.name
         while (gone := self._waiting_unload.get(name)) is not None:
             await gone.wait()
@@ -106,18 +112,28 @@ class EnginePool:
         loaded = self._loaded.get(name)
         if loaded is None:
             raise NodeBusy(f"{name} is being unloaded")
-        await asyncio.shield(loaded.ready)
+        self._life.started(name, time.monotonic())
+        try:
+            await asyncio.shield(loaded.ready)
+        except BaseException:
+            self.release(loaded)
+            raise
         return loaded
 
+    def release(self, loaded: Loaded) -> None:
+        """Let go of a model that was held and got no request."""
+        if self._loaded.get(loaded.name) is loaded:
+            self._apply(self._life.finished(loaded.name, time.monotonic()))
+
     def submit(self, loaded: Loaded, handle: int, next_seq: int, request: bytes) -> None:
-        """Give a request to a loaded model. Raises NodeBusy (too much waits there), EngineCrashed (it is gone)."""
+        """Give a request to a held model. Raises NodeBusy (too much waits there), EngineCrashed (it is gone)."""
         process = loaded.process
         if process is None or self._loaded.get(loaded.name) is not loaded:
             raise EngineCrashed(f"the engine of {loaded.name} is gone")
         if len(loaded.handles) >= process.slots * (1 + PENDING_PER_SLOT):
+            self.release(loaded)
             raise NodeBusy(f"{len(loaded.handles)} requests are on {loaded.name} already")
         loaded.handles.add(handle)
-        self._life.started(loaded.name, time.monotonic())
         process.submit(handle, next_seq, request)
 
     def cancel(self, loaded: Loaded, handle: int) -> None:
@@ -200,6 +216,7 @@ class EnginePool:
         loaded = self._loaded.get(name)
         if loaded is not None and loaded.process is not None:
             await loaded.process.stop()
+            await self.worker_gone(loaded, None)
         if loaded is not None and self._loaded.get(name) is loaded:
             del self._loaded[name]
             log.info("model_unloaded model=%s", name)

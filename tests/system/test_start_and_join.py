@@ -114,7 +114,7 @@ def test_kill_9_of_the_process_leaves_neither_bus_nor_worker(tmp_path: Path) -> 
         wait_until(lambda: not any(alive(pid) for pid in family), 5, "bus and worker are gone")
 
 
-@pytest.mark.parametrize("order", ["node first", "router first", "together"])
+@pytest.mark.parametrize("order", ["node first", "router first", "together", "all in one first"])
 def test_processes_find_each_other_in_any_order(tmp_path: Path, order: str) -> None:
     with cluster(tmp_path) as it:
         if order == "node first":
@@ -122,6 +122,9 @@ def test_processes_find_each_other_in_any_order(tmp_path: Path, order: str) -> N
             router = it.start("router", "serve", home="router").wait_ready()
         elif order == "router first":
             router = it.start("router", "serve", home="router").wait_ready()
+            node = it.start("node", "serve", home="node").wait_ready()
+        elif order == "all in one first":
+            router = it.start("serve", home="all").wait_ready()
             node = it.start("node", "serve", home="node").wait_ready()
         else:
             node = it.start("node", "serve", home="node")
@@ -314,6 +317,28 @@ def test_a_model_is_unloaded_after_its_keep_alive_and_by_stop(tmp_path: Path) ->
         assert httpx.post(f"{process.node_url}/v0/models/stop", json={"model": "smollm2"}).status_code == 200
         assert loaded() == 0
         assert httpx.post(f"{process.node_url}/v0/models/stop", json={"model": "smollm2"}).status_code == 409
+
+
+def test_a_keep_alive_of_zero_unloads_after_each_answer_and_loses_none(tmp_path: Path) -> None:
+    with cluster(tmp_path, LLMLB_KEEP_ALIVE="0") as it:
+        process = it.start("serve", home="one").wait_ready()
+        wait_models(process)
+        for _ in range(4):
+            assert ask(process, 3).status_code == 200
+        wait_until(lambda: httpx.get(f"{process.node_url}/v0/ps").json()["models"] == [], 5, "unloaded when it is idle")
+
+
+def test_a_burst_beyond_the_slots_waits_and_is_answered_whole(tmp_path: Path) -> None:
+    with cluster(tmp_path, LLMLB_NUM_PARALLEL="1") as it:
+        process = it.start("serve", home="one").wait_ready()
+        wait_models(process)
+        answers: list[httpx.Response] = []
+        threads = [threading.Thread(target=lambda: answers.append(ask(process, 5))) for _ in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert [answer.status_code for answer in answers] == [200] * 12
 
 
 def test_peers_of_other_machines_are_refused_unless_auth_is_off(tmp_path: Path) -> None:
