@@ -1,6 +1,6 @@
 """One place that configures logging: ``time LEVEL logger event key=value …`` on standard output.
 
-Prompts and completions never go into a log. ``request_id`` and ``node_id`` come from context variables.
+Prompts and completions never go into a log. The id of the HTTP request at hand comes from a context variable.
 """
 
 from __future__ import annotations
@@ -11,20 +11,17 @@ import time
 from contextvars import ContextVar
 
 request_id_var: ContextVar[str | None] = ContextVar("request_id", default=None)
-node_id_var: ContextVar[str | None] = ContextVar("node_id", default=None)
 
 
 class KeyValueFormatter(logging.Formatter):
-    """``2026-11-21T04:43:15.042Z INFO  node.agent model_loaded model=smollm2 request=…``"""
+    """``2026-11-21T04:43:15.042Z INFO  node.agent model_loaded model=smollm2 seconds=1.92``"""
 
     def format(self, record: logging.LogRecord) -> str:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         name = record.name.removeprefix("llmlb.")
         line = f"{stamp}.{int(record.msecs):03d}Z {record.levelname:<7} {name} {record.getMessage()}"
         if (request_id := request_id_var.get()) is not None:
-            line += f" request={request_id}"
-        if (node_id := node_id_var.get()) is not None:
-            line += f" node={node_id[:12]}"
+            line += f" http_request={request_id}"
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
         return line

@@ -20,7 +20,7 @@ from llmlb.bus.connection import Bus
 from llmlb.bus.errors import ConfigError, LlmlbError
 from llmlb.bus.settings import Settings
 from llmlb.bus.tasks import Background
-from llmlb.cli.exit_codes import INTERRUPTED
+from llmlb.cli.exit_codes import GENERAL, INTERRUPTED, OK
 from llmlb.node.agent import NodeAgent
 from llmlb.node.identity import Identity
 from llmlb.node.store.bundled import BundledSource
@@ -173,13 +173,14 @@ async def _serve(roles: list[Role], settings: Settings, stop: asyncio.Event, ban
         for role in roles:
             await role.start()
         running = [background.start(role.run(), f"run.{index}") for index, role in enumerate(roles)]
-        background.start(_announce(roles, running, settings, stop, banner), "announce")
+        started = background.start(_announce(roles, running, settings, stop, banner), "announce")
         await stop.wait()
         log.info("stopping")
+        failed = started.done() and started.result() is False
     finally:
         await _stop(roles, background)
     log.info("stopped")
-    return 0
+    return GENERAL if failed else OK
 
 
 async def _announce(
@@ -188,8 +189,11 @@ async def _announce(
     settings: Settings,
     stop: asyncio.Event,
     banner: Callable[[], str],
-) -> None:
-    """Print the start-up block once everything runs; until then say what is waited for."""
+) -> bool:
+    """Print the start-up block once everything runs; until then say what is waited for.
+
+    False when a part could not start: ``stop`` is then set.
+    """
     began = time.monotonic()
     try:
         while (await asyncio.wait(running, timeout=SLOW_START_S))[1]:
@@ -199,9 +203,14 @@ async def _announce(
     except LlmlbError as error:
         log.error("start_failed error=%s detail=%s", error.message, error.detail)
         stop.set()
-        return
+        return False
+    except Exception:  # the top of a task: a process that can't work must end, and say why
+        log.exception("start_failed")
+        stop.set()
+        return False
     await _until_model_known(roles, stop)
     print(banner(), flush=True)
+    return True
 
 
 async def _stop(roles: list[Role], background: Background) -> None:
@@ -209,10 +218,13 @@ async def _stop(roles: list[Role], background: Background) -> None:
     await background.close()
     for role in roles:
         role.bus.hold()
-    for role in reversed(roles):
-        await role.stop()
-    for bus in sorted((role.bus for role in roles), key=lambda bus: bus.owns_server):
-        await bus.close()
+    ends = [role.stop for role in reversed(roles)]
+    ends += [bus.close for bus in sorted((role.bus for role in roles), key=lambda bus: bus.owns_server)]
+    for end in ends:
+        try:
+            await end()
+        except Exception:  # whatever fails, the rest has to be ended too
+            log.exception("stop_failed")
 
 
 async def _until_model_known(roles: list[Role], stop: asyncio.Event) -> None:
@@ -276,7 +288,7 @@ def _start(title: str, settings: Settings, make: Callable[[Settings], list[Role]
         return _loop_until_told(main)
     except ConfigError as error:
         print(f"Error: {error.message}", file=sys.stderr)
-        return 1
+        return GENERAL
 
 
 def run_router(settings: Settings) -> int:

@@ -108,7 +108,7 @@ async def _begin(request: Request) -> Any:
 
 async def respond(request: Request, inner: InferRequest, shape: Shape, *, stream: bool) -> HTTPResponse | None:
     """Run ``inner`` and answer in the asked form."""
-    log.debug("infer request=%s http_request=%s model=%s", inner.request_id, request.ctx.request_id, inner.model)
+    log.debug("infer request=%s model=%r", inner.request_id, inner.model)
     events = request.app.ctx.gateway.inference.stream(inner)
     if stream:
         await respond_stream(request, events, shape)

@@ -15,6 +15,7 @@ from sanic import Request, Sanic
 from sanic.response import HTTPResponse
 
 from llmlb.bus.errors import ConfigError
+from llmlb.bus.logs import request_id_var
 from llmlb.router.gateway import auth, llmlb_node, llmlb_router, openai_chat, openai_models, operations
 from llmlb.router.gateway.http_errors import handle_exception
 from llmlb.router.gateway.ports import Gateway
@@ -66,6 +67,7 @@ async def _on_exception(request: Request, error: Exception) -> HTTPResponse:
 async def _on_request(request: Request) -> None:
     given = request.headers.get("x-request-id", "")
     request.ctx.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    request_id_var.set(request.ctx.request_id)
     auth.check(request)
 
 
