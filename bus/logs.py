@@ -35,5 +35,8 @@ def configure(*, debug: bool) -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
     logging.getLogger("llmlb").setLevel(logging.DEBUG if debug else logging.INFO)
-    for chatty in ("sanic", "nats", "faststream", "asyncio", "httpx", "httpcore"):
+    for chatty in ("nats", "faststream", "asyncio"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    # Sanic warns at each start that it is not in its debug mode.
+    for name in ("sanic", "sanic.root", "sanic.error", "sanic.access", "sanic.server"):
+        logging.getLogger(name).setLevel(logging.ERROR)
