@@ -286,12 +286,18 @@ class Bus:
     def handle(
         self, subject: str, request: type[Q], answer: type[R], handler: Callable[[Q], Awaitable[R]], *, queue: str = ""
     ) -> None:
-        """Register an rpc handler; before :meth:`open`. What it raises of LlmlbError goes back to the caller."""
+        """Register an rpc handler; before :meth:`open`. What it raises goes back to the caller.
+
+        Anything but an LlmlbError is logged and goes back as ``internal_error``, without its text.
+        """
 
         async def endpoint(message):  # type: ignore[no-untyped-def]  # annotated below, for FastStream
             try:
                 return await handler(message)
             except LlmlbError as error:
+                return RpcFailed(error=WireError.of(error))
+            except Exception as error:  # the top of a task: FastStream would say nothing, and the caller would wait
+                log.exception("rpc_handler_failed subject=%s", subject)
                 return RpcFailed(error=WireError.of(error))
 
         self.operations.append((subject, request, answer))

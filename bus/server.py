@@ -13,17 +13,19 @@ import fcntl
 import json
 import logging
 import os
+import secrets
 import shutil
 import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 import nats.errors
 import nats.js.errors
 from nats.aio.client import Client
+from nats.js.kv import KeyValue
 
 from llmlb.bus.buckets import open_bucket
 from llmlb.bus.children import die_with_parent
@@ -41,6 +43,10 @@ WATCH_INTERVAL_S = 0.2
 RIVAL_START_S = 0.5
 """Time for the server of a process that was faster to begin to answer."""
 STORE_KEY = "embedded_store"
+STORE_KNOWN_S = 5.0
+"""How long a process waits for the owner to write down its store; it does so as soon as it is connected itself."""
+SERVER_NAME = "llmlb-"
+"""Begins the name of each embedded server; the rest is random, so that a process knows its own from a rival's."""
 
 
 def find_binary() -> str:
@@ -55,14 +61,22 @@ def find_binary() -> str:
     return found
 
 
-def answers(host: str, port: int, timeout_s: float = 0.5) -> bool:
-    """True when a NATS server greets at this address. Blocks up to ``timeout_s``."""
+def server_name(host: str, port: int, timeout_s: float = 0.5) -> str | None:
+    """The name of the NATS server that greets at this address, or None. Blocks up to ``timeout_s`` for each read.
+
+    Source: a server's first line is ``INFO {json}`` (NATS client protocol); it is under 1 KiB, read up to 64 KiB.
+    """
     try:
-        with socket.create_connection((host, port), timeout=timeout_s) as sock:
-            sock.settimeout(timeout_s)
-            return sock.recv(5).startswith(b"INFO")
-    except OSError:
-        return False
+        with socket.create_connection((host, port), timeout=timeout_s) as sock, sock.makefile("rb") as greeting:
+            line = greeting.readline(65536)
+            return str(json.loads(line[5:])["server_name"]) if line.startswith(b"INFO ") else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def answers(host: str, port: int) -> bool:
+    """True when a NATS server greets at this address. Blocks as :func:`server_name`."""
+    return server_name(host, port) is not None
 
 
 class BusKeeper:
@@ -75,11 +89,12 @@ class BusKeeper:
         url = urlsplit(settings.bus_url)
         self._host = url.hostname or "127.0.0.1"
         self._port = url.port or 4222
-        self._home_store = settings.home / "bus"
+        self._home_store = (settings.home / "bus").absolute()
         self._store = self._home_store
         self._process: asyncio.subprocess.Process | None = None
         self._last_problem = ""
         self._held = False
+        self._name = ""
 
     def hold(self) -> None:
         """Start nothing more: this process is about to end."""
@@ -119,9 +134,10 @@ class BusKeeper:
             lock.close()
 
     async def _start(self, store: Path, lock: IO[str]) -> None:
+        self._name = SERVER_NAME + secrets.token_hex(6)
         config = store / "nats-server.conf"
         config.write_text(
-            f'host: "{self._host}"\nport: {self._port}\n'
+            f'server_name: "{self._name}"\nhost: "{self._host}"\nport: {self._port}\n'
             f'max_payload: {MAX_MESSAGE_BYTES}\nmax_pending: 268435456\nwrite_deadline: "10s"\n'
             f"jetstream: {{ store_dir: {json.dumps(str(store))} }}\n"
         )
@@ -144,7 +160,8 @@ class BusKeeper:
         )
         try:
             async with asyncio.timeout(READY_TIMEOUT_S):
-                while not await asyncio.to_thread(answers, self._host, self._port):
+                # Not any server: a rival's may answer while ours is still about to fail for want of the port.
+                while await asyncio.to_thread(server_name, self._host, self._port) != self._name:
                     if self._process.returncode is not None:
                         await self._explain_exit(log_file)
                         return
@@ -153,6 +170,7 @@ class BusKeeper:
             await self.stop()
             raise ConfigError(f"nats-server did not answer within {READY_TIMEOUT_S:.0f} s; see {log_file}") from None
         if self._process.returncode is None:
+            self._store = store
             self._last_problem = ""
             log.info("embedded_bus_started url=nats://%s:%d store=%s", self._host, self._port, store)
 
@@ -169,18 +187,33 @@ class BusKeeper:
             )
 
     async def remember_store(self, client: Client) -> None:
-        """Tell the others which store this bus uses, or learn it, so that a takeover goes on with the same one."""
+        """Tell the others which store this bus uses, or learn it, so that a takeover goes on with the same one.
+
+        A process may connect before the owner has said so, and the store may hold the word of an owner before this
+        one: only what is said of the server that runs now counts, and it is waited for.
+        """
         with contextlib.suppress(nats.errors.Error, OSError, TimeoutError, LlmlbError, ValueError):
+            name = await asyncio.to_thread(server_name, self._host, self._port)
+            if name is None or not name.startswith(SERVER_NAME):
+                return  # somebody else's bus: its store is none of ours
             bucket = await open_bucket(client, BUCKET_SETTINGS)
-            mine = {"machine": machine_digest(), "port": self._port, "store": str(self._store)}
-            if self.owns_server:
+            mine = {"server": name, "machine": machine_digest(), "port": self._port, "store": str(self._store)}
+            if name == self._name:
                 await bucket.put(STORE_KEY, json.dumps(mine).encode())
                 return
+            async with asyncio.timeout(STORE_KNOWN_S):
+                said = await self._said_of(name, bucket)
+            if said.get("machine") == mine["machine"] and said.get("port") == self._port:
+                self._store = Path(said["store"])
+
+    async def _said_of(self, name: str, bucket: KeyValue) -> dict[str, Any]:
+        """What its owner wrote of the server of this name; waits for it without a limit."""
+        while True:
             with contextlib.suppress(nats.js.errors.KeyNotFoundError):
-                entry = await bucket.get(STORE_KEY)
-                said = json.loads(entry.value or b"{}")
-                if said.get("machine") == mine["machine"] and said.get("port") == self._port:
-                    self._store = Path(said["store"])
+                said: dict[str, Any] = json.loads((await bucket.get(STORE_KEY)).value or b"{}")
+                if said.get("server") == name:
+                    return said
+            await asyncio.sleep(WATCH_INTERVAL_S)
 
     async def stop(self) -> None:
         """End our server, if we have one: SIGTERM, then SIGKILL after STOP_TIMEOUT_S."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     import httpx
 
 CONNECT_TIMEOUT_S = 5.0
-READ_TIMEOUT_S = 60.0
+READ_TIMEOUT_S = 75.0
+"""Longer than the longest wait of a gateway (60 s, for a stop), so that its own answer comes first."""
 STREAM_SILENCE_S = 300.0
 
 
@@ -28,9 +30,11 @@ class GatewayClient:
         given = settings.host or f"127.0.0.1:{port}"
         self.base = given.rstrip("/") if "://" in given else f"http://{given}"
         url = urlsplit(self.base)
-        self.address = url.netloc if url.port or url.scheme == "https" else f"{url.netloc}:{port}"
         if url.scheme == "http" and not url.port:
-            self.base = f"http://{self.address}"
+            url = url._replace(netloc=f"{url.netloc}:{port}")
+            self.base = url.geturl()
+        # What is shown to people: without the name and password that an address may hold.
+        self.address = url.netloc.rpartition("@")[2]
         self._role = role
 
     def _client(self) -> httpx.Client:
@@ -46,29 +50,45 @@ class GatewayClient:
 
         try:
             yield
-        except httpx.ConnectError as error:
-            why = "connection refused" if "refused" in str(error) else str(error)
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise Unreachable(
-                f"cannot reach llmlb at {self.address}: {why}. Start it with: llmlb {self._role} serve"
+                f"cannot reach llmlb at {self.address}: {_why(error)}. Start it with: llmlb {self._role} serve"
             ) from error
         except httpx.TimeoutException as error:
             raise Unreachable(f"llmlb at {self.address} does not answer") from error
-        except (httpx.TransportError, httpx.InvalidURL) as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise Unreachable(f"the connection to llmlb at {self.address} broke: {error}") from error
 
-    def get(self, path: str) -> dict[str, Any]:
-        """GET a JSON object. Raises Unreachable, or the error that the gateway answered."""
-        with self._errors(), self._client() as client:
-            return self._answer(client.get(path))
+    def get(self, path: str, *, has: str) -> dict[str, Any]:
+        """GET a JSON object with the field ``has``.
 
-    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """POST a JSON object. Raises as :meth:`get`."""
+        Raises Unreachable, the error that the gateway answered, or LlmlbError for another kind of server.
+        """
         with self._errors(), self._client() as client:
-            return self._answer(client.post(path, json=body))
+            return self._with(has, self._answer(client.get(path)))
+
+    def rows(self, path: str, field: str, *, has: str) -> list[dict[str, Any]]:
+        """GET a list of objects, each with the field ``has``. Raises as :meth:`get`."""
+        rows = self.get(path, has=field)[field]
+        return [self._with(has, row) for row in (rows if isinstance(rows, list) else [None])]
+
+    def post(self, path: str, body: dict[str, Any], *, has: str) -> dict[str, Any]:
+        """POST a JSON object, get one with the field ``has``. Raises as :meth:`get`."""
+        with self._errors(), self._client() as client:
+            return self._with(has, self._answer(client.post(path, json=body)))
 
     def model_path(self, model: str) -> str:
         """``/v0/models/<model>`` with what a path can't hold quoted."""
         return "/v0/models/" + quote(model, safe="/:")
+
+    def _with(self, field: str, body: Any) -> dict[str, Any]:
+        if not isinstance(body, dict) or field not in body:
+            raise LlmlbError(f"the answer of {self.address} has no {field!r}: {self._another}")
+        return body
+
+    @property
+    def _another(self) -> str:
+        return f"it is not a {self._role}'s gateway, or another version"
 
     def _answer(self, response: httpx.Response) -> dict[str, Any]:
         try:
@@ -85,10 +105,8 @@ class GatewayClient:
         error = body.get("error")
         if not isinstance(error, dict) or not isinstance(error.get("message"), str):
             return LlmlbError(f"{self.address} is not a llmlb gateway (status {status})")
-        if error.get("code") == "not_found":
-            return LlmlbError(
-                f"{self.address} does not know this command: it is not a {self._role}'s gateway, or another version"
-            )
+        if error.get("code") in ("not_found", "method_not_allowed"):
+            return LlmlbError(f"{self.address} does not know this command: {self._another}")
         return BY_REASON.get(str(error.get("code")), LlmlbError)(error["message"])
 
     @contextlib.contextmanager
@@ -96,25 +114,35 @@ class GatewayClient:
         """POST, and read the answer's events as JSON objects, ``[DONE]`` left out.
 
         Leaving the context closes the connection, and with it the work on the node. Raises as :meth:`get`, and
-        LlmlbError for an error event or a stream that ends without ``[DONE]``.
+        LlmlbError for an error event or a stream that ends without a finish reason and ``[DONE]``.
         """
         import httpx
 
         with self._errors(), self._client() as client:
             timeout = httpx.Timeout(STREAM_SILENCE_S, connect=CONNECT_TIMEOUT_S)
             with client.stream("POST", path, json=body, timeout=timeout) as response:
-                if response.status_code >= 400:
+                if not response.headers.get("content-type", "").startswith("text/event-stream"):
                     response.read()
-                    self._answer(response)
+                    self._with("choices", self._answer(response))
                 yield self._events(response)
 
     def _events(self, response: httpx.Response) -> Iterator[dict[str, Any]]:
         reader = SseReader()
+        finished = False
         for piece in response.iter_bytes():
             for event in reader.feed(piece):
                 if event is None:
-                    return
+                    if finished:
+                        return
+                    raise LlmlbError("the answer ended early: it has no finish reason")
                 if "error" in event:
                     raise self._error(event, 200)
+                finished = finished or any(choice.get("finish_reason") for choice in event.get("choices", []))
                 yield event
         raise LlmlbError("the answer ended early: the connection closed before its end")
+
+
+def _why(error: Exception) -> str:
+    """What kept a connection from being made, in words: ``connection refused``, ``Name or service not known``."""
+    text = re.sub(r"^\[Errno -?\d+\] ", "", str(error))
+    return "connection refused" if "refused" in text else text or type(error).__name__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 import traceback
@@ -23,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     epilog=HELP,
 )
-config = typer.Typer(help="Settings.", no_args_is_help=True)
+config = typer.Typer(help="Settings.", no_args_is_help=True, epilog=HELP)
 app.add_typer(node_commands.app, name="node")
 app.add_typer(router_commands.app, name="router")
 app.add_typer(config, name="config")
@@ -98,10 +99,21 @@ def _run(command: typer.Typer, name: str) -> int:
             traceback.print_exc()
         print(f"Error: {error.message}", file=sys.stderr)
         return exit_code(error)
+    except BrokenPipeError:
+        raise
+    except Exception as error:  # noqa: BLE001  the top of the process: one line, not a traceback
+        if _debug():
+            traceback.print_exc()
+        print(f"Error: {type(error).__name__}: {error} (LLMLB_DEBUG=true shows where)", file=sys.stderr)
+        return GENERAL
     return code if isinstance(code, int) else OK
 
 
 def _main(command: typer.Typer, name: str) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A model's answer may hold what the terminal's encoding has not.
+            stream.reconfigure(errors="replace")
     try:
         code = _run(command, name)
         sys.stdout.flush()

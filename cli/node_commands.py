@@ -14,7 +14,7 @@ from llmlb.bus.settings import Settings
 from llmlb.cli.client import GatewayClient
 from llmlb.cli.exit_codes import HELP
 
-app = typer.Typer(help="Run and look after the models of one node.", no_args_is_help=True)
+app = typer.Typer(help="Run and look after the models of one node.", no_args_is_help=True, epilog=HELP)
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 ModelArg = Annotated[str, typer.Argument(metavar="MODEL", help="Name or alias of a model.")]
@@ -48,14 +48,14 @@ def list_models(json: JsonFlag = False) -> None:
     """List the models on the node's disk."""
     from llmlb.cli import render
 
-    models = client().get("/v0/models")["models"]
+    models = client().rows("/v0/models", "models", has="size_bytes")
     if json:
         show_json(models)
     else:
         print(render.models(models, time.time()))
 
 
-app.command("ls", hidden=True, help="Same as list.")(list_models)
+app.command("ls", hidden=True, help="Same as list.", epilog=f"Example: llmlb node ls. {HELP}")(list_models)
 
 
 @app.command(epilog=f"Example: llmlb node ps. {HELP}")
@@ -63,7 +63,7 @@ def ps(json: JsonFlag = False) -> None:
     """List the models in memory."""
     from llmlb.cli import render
 
-    models = client().get("/v0/ps")["models"]
+    models = client().rows("/v0/ps", "models", has="instance")
     if json:
         show_json(models)
     else:
@@ -85,7 +85,7 @@ def show(
     if license + parameters + modelfile + template + system > 1:
         raise InvalidRequest("give one of --license, --parameters, --modelfile, --template, --system")
     gateway = client()
-    found = gateway.get(gateway.model_path(model))
+    found = gateway.get(gateway.model_path(model), has="model")
     if license:
         print(found["license"] or "")
     elif parameters:
@@ -104,7 +104,7 @@ def show(
 @app.command(epilog=f"Example: llmlb node stop smollm2. {HELP}")
 def stop(model: ModelArg) -> None:
     """Unload a model from memory; answers that are running end first."""
-    client().post("/v0/models/stop", {"model": model})
+    client().post("/v0/models/stop", {"model": model}, has="model")
 
 
 @app.command(epilog=f'Example: llmlb node run smollm2 "Why is the sky blue?". {HELP}')
@@ -119,11 +119,11 @@ def run(
     from llmlb.cli.repl import Session, run_once, run_repl
 
     gateway = client()
-    gateway.get(gateway.model_path(model))
+    gateway.get(gateway.model_path(model), has="model")
     session = Session(gateway, model, show_thinking=think and not hidethinking, verbose=verbose)
     text = " ".join(prompt or [])
-    if not sys.stdin.isatty():
-        piped = sys.stdin.read()
+    if sys.stdin is None or not sys.stdin.isatty():
+        piped = sys.stdin.buffer.read().decode("utf-8", "replace") if sys.stdin else ""
         text = "\n\n".join(part for part in (text, piped.strip()) if part)
         if not text:
             raise InvalidRequest("there is no prompt: standard input is empty")

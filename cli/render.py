@@ -5,18 +5,28 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from typing import Any
+from unicodedata import combining, east_asian_width
 
 GAP = 2
-_UNITS = ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "KB"))
+_SIZES = ((" B", 0), (" KB", 0), (" MB", 0), (" GB", 1), (" TB", 1))
+_COUNTS = (("", 0), ("K", 2), ("M", 2), ("B", 2), ("T", 2))
+"""Unit and decimals, each unit 1000 times the one before."""
+
+
+def _scaled(count: int, units: Sequence[tuple[str, int]]) -> str:
+    text = ""
+    for power, (unit, decimals) in enumerate(units):
+        number = f"{count / 1000**power:.{decimals}f}"
+        text = number + unit
+        # Judged after rounding: 999,999,999 bytes are 1.0 GB, not 1000 MB.
+        if float(number) < 1000:
+            break
+    return text
 
 
 def size(count: int) -> str:
     """Bytes for people, decimal: ``6.4 GB``, ``98 MB``."""
-    for unit, name in _UNITS:
-        if count >= unit:
-            value = count / unit
-            return f"{value:.0f} {name}" if name in ("MB", "KB") else f"{value:.1f} {name}"
-    return f"{count} B"
+    return _scaled(count, _SIZES)
 
 
 def _counted(number: int, unit: str) -> str:
@@ -49,19 +59,29 @@ def until(seconds: float | None) -> str:
 
 def parameters(count: int | None) -> str:
     """Number of weights: ``3.21B``, ``134.52M``."""
-    if count is None:
-        return "-"
-    return f"{count / 1e9:.2f}B" if count >= 10**9 else f"{count / 1e6:.2f}M"
+    return "-" if count is None else _scaled(count, _COUNTS)
+
+
+def columns_of(text: str) -> int:
+    """Columns of a terminal that a text takes: wide characters two, combining ones none."""
+    return sum(0 if combining(char) else 2 if east_asian_width(char) in "WF" else 1 for char in text)
+
+
+def _printable(cell: str) -> str:
+    """Names come from other machines: no control characters, which could move the cursor or end the row."""
+    return "".join(char if char.isprintable() else "?" for char in cell)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Left-aligned columns, nothing cut, no trailing blanks."""
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    lines = [
-        "".join(cell.ljust(width + GAP) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in [header, *rows]
-    ]
-    return "\n".join(lines)
+    lines = [[_printable(cell) for cell in row] for row in [header, *rows]]
+    widths = [max(columns_of(line[i]) for line in lines) for i in range(len(header))]
+    return "\n".join(
+        "".join(
+            cell + " " * (width + GAP - columns_of(cell)) for cell, width in zip(line, widths, strict=True)
+        ).rstrip()
+        for line in lines
+    )
 
 
 def models(models: Sequence[dict[str, Any]], now: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,6 +70,7 @@ class _Printer:
 
     def __init__(self, show_thinking: bool) -> None:
         self.answer = ""
+        self._line_open = False
         self.first_at: float | None = None
         self._show_thinking = show_thinking
         self._thinking = False
@@ -82,18 +84,23 @@ class _Printer:
                 self._thinking = True
             self._write(f"\x1b[2m{thought}\x1b[0m" if sys.stdout.isatty() else thought)
         if text := delta.get("content"):
-            if self._thinking:
-                self._write("\n...done thinking.\n\n")
-                self._thinking = False
+            self._end_thinking()
             self.answer += text
             self._write(text)
 
     def close(self) -> None:
-        if not self.answer.endswith("\n"):
+        """End the line, however the answer ended; nothing is written where nothing was."""
+        self._end_thinking()
+        if self._line_open:
             self._write("\n")
 
-    @staticmethod
-    def _write(text: str) -> None:
+    def _end_thinking(self) -> None:
+        if self._thinking:
+            self._write("\n...done thinking.\n\n")
+            self._thinking = False
+
+    def _write(self, text: str) -> None:
+        self._line_open = not text.endswith("\n")
         sys.stdout.write(text)
         sys.stdout.flush()
 
@@ -121,10 +128,11 @@ def run_repl(session: Session) -> int:
     from prompt_toolkit.formatted_text import HTML
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 
-    home = Settings.load().home
+    kept = Settings.load().home / "history"
     try:
-        home.mkdir(parents=True, exist_ok=True)
-        history: FileHistory | InMemoryHistory = FileHistory(str(home / "history"))
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.touch(mode=0o600)  # prompts are the user's own
+        history: FileHistory | InMemoryHistory = FileHistory(str(kept))
     except OSError:
         history = InMemoryHistory()
     reader: PromptSession[str] = PromptSession(history=history)
@@ -135,7 +143,7 @@ def run_repl(session: Session) -> int:
 
     while True:
         try:
-            text = _read_message(read)
+            text = read_message(read)
         except KeyboardInterrupt:
             print("Use Ctrl + d or /bye to exit.")
             continue
@@ -146,7 +154,7 @@ def run_repl(session: Session) -> int:
             continue
         if command == "/bye":
             return OK
-        if command.startswith("/") and " " not in command and "/" not in command[1:] and "." not in command:
+        if is_command(command):
             _command(session, command)
             continue
         try:
@@ -156,6 +164,14 @@ def run_repl(session: Session) -> int:
         except LlmlbError as error:
             print(f"Error: {error.message}", file=sys.stderr)
         print()
+
+
+def is_command(text: str) -> bool:
+    """True for ``/clear``, ``/set x``; False for a text of several lines and for one that begins with a path."""
+    if not text.startswith("/") or "\n" in text:
+        return False
+    word = text.split()[0]
+    return "/" not in word[1:] and "." not in word
 
 
 def _command(session: Session, command: str) -> None:
@@ -168,12 +184,13 @@ def _command(session: Session, command: str) -> None:
         print(f"Unknown command '{command}'. Type /? for help.")
 
 
-def _read_message(read: Any) -> str:
+def read_message(read: Callable[[str], str]) -> str:
     """One message; a line that begins with three quotes goes on until the closing ones. Raises EOFError."""
-    line: str = read(">>> ")
+    line = read(">>> ")
     if not line.lstrip().startswith(QUOTES):
         return line
     text = line.lstrip()[len(QUOTES) :]
     while QUOTES not in text:
         text += "\n" + read("... ")
-    return text.split(QUOTES, 1)[0]
+    before, _, after = text.partition(QUOTES)
+    return before + after

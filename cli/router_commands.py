@@ -12,7 +12,7 @@ from llmlb.cli.client import GatewayClient
 from llmlb.cli.exit_codes import HELP
 from llmlb.cli.node_commands import JsonFlag, show_json
 
-app = typer.Typer(help="Look after the cluster.", no_args_is_help=True)
+app = typer.Typer(help="Look after the cluster.", no_args_is_help=True, epilog=HELP)
 
 
 def client() -> GatewayClient:
@@ -39,7 +39,7 @@ def nodes(json: JsonFlag = False) -> None:
     """List the nodes of the cluster."""
     from llmlb.cli import render
 
-    found = client().get("/v0/nodes")["nodes"]
+    found = client().rows("/v0/nodes", "nodes", has="node_id")
     if json:
         show_json(found)
     else:
@@ -51,7 +51,7 @@ def models(json: JsonFlag = False) -> None:
     """List the models of the cluster and on how many nodes each can run."""
     from llmlb.cli import render
 
-    found = client().get("/v0/models")["models"]
+    found = client().rows("/v0/models", "models", has="nodes")
     if json:
         show_json(found)
     else:
@@ -63,7 +63,7 @@ def status(json: JsonFlag = False) -> None:
     """Sum up the cluster."""
     from llmlb.cli import render
 
-    found = client().get("/v0/status")
+    found = client().get("/v0/status", has="health")
     if json:
         show_json(found)
     else:
@@ -73,5 +73,5 @@ def status(json: JsonFlag = False) -> None:
 @app.command(epilog=f"Example: llmlb router approve 3f2a. {HELP}")
 def approve(node: Annotated[str, typer.Argument(help="Id of the node, or its beginning.")]) -> None:
     """Approve a node of another machine, so that it gets work."""
-    answer = client().post(f"/v0/nodes/{quote(node, safe='')}/approve", {})
+    answer = client().post(f"/v0/nodes/{quote(node, safe='')}/approve", {}, has="node_id")
     print(f"approved {answer['node_id'][:12]}")

@@ -242,7 +242,8 @@ def _local(bind: str) -> str:
 
 
 def _curl(address: str, model: str) -> str:
-    body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "What is the capital of Japan?"}}]}}'
+    question = '[{"role": "user", "content": "What is the capital of Japan?"}]'
+    body = f'{{"model": "{model}", "temperature": 0, "messages": {question}}}'
     return f"  curl http://{address}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'"
 
 

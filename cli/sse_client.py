@@ -10,19 +10,22 @@ from llmlb.bus.errors import LlmlbError
 
 
 class SseReader:
-    """Puts events together from whatever pieces the socket gives. Comments are skipped."""
+    """Puts events together from whatever pieces the socket gives. Lines end with LF or CR LF; comments are skipped."""
 
     def __init__(self) -> None:
-        self._buffer = b""
+        self._rest = b""
+        self._data: list[bytes] = []
 
     def feed(self, piece: bytes) -> Iterator[dict[str, Any] | None]:
         """The events completed by ``piece``; None stands for ``[DONE]``. Raises LlmlbError for what is not JSON."""
-        self._buffer += piece
-        while (at := self._buffer.find(b"\n\n")) >= 0:
-            block, self._buffer = self._buffer[:at], self._buffer[at + 2 :]
-            data = b"\n".join(line[5:].removeprefix(b" ") for line in block.split(b"\n") if line.startswith(b"data:"))
-            if not data:
+        *lines, self._rest = (self._rest + piece).split(b"\n")
+        for line in lines:
+            line = line.removesuffix(b"\r")
+            if line.startswith(b"data:"):
+                self._data.append(line[5:].removeprefix(b" "))
+            if line or not self._data:
                 continue
+            data, self._data = b"\n".join(self._data), []
             if data.strip() == b"[DONE]":
                 yield None
                 continue

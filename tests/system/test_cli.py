@@ -14,20 +14,28 @@ import httpx
 import pexpect
 import pytest
 
-from tests.support.cluster import Cluster, Process, wait_until
+from tests.support.cluster import Cluster, Process, cluster, wait_until
 
 NAME = "smollm2:135m-instruct-q4_1"
 Served = tuple[Cluster, Process]
 
 
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """``llmlb serve`` with a small context: a conversation has no token limit, and a small model may not find an end."""
+    settings = {"LLMLB_CONTEXT_LENGTH": "256", "LLMLB_NUM_THREADS": "2"}
+    with cluster(tmp_path_factory.mktemp("cli"), **settings) as it:
+        yield it, it.start("serve", home="one").wait_ready()
+
+
 def node(served: Served, *command: str) -> subprocess.CompletedProcess[str]:
-    cluster, process = served
-    return cluster.cli("node", *command, host=f"127.0.0.1:{process.node_port}")
+    it, process = served
+    return it.cli("node", *command, host=f"127.0.0.1:{process.node_port}")
 
 
 def router(served: Served, *command: str) -> subprocess.CompletedProcess[str]:
-    cluster, process = served
-    return cluster.cli("router", *command, host=f"127.0.0.1:{process.router_port}")
+    it, process = served
+    return it.cli("router", *command, host=f"127.0.0.1:{process.router_port}")
 
 
 def rows(done: subprocess.CompletedProcess[str]) -> list[str]:
@@ -77,7 +85,7 @@ def test_a_bad_name_is_exit_1(served: Served) -> None:
 
 
 def test_run_answers_once_with_a_prompt_and_from_a_pipe(served: Served) -> None:
-    cluster, process = served
+    it, process = served
     done = node(served, "run", "smollm2", "What is the capital of Japan?", "--verbose")
     assert done.returncode == 0
     assert len(done.stdout) > 5
@@ -85,7 +93,7 @@ def test_run_answers_once_with_a_prompt_and_from_a_pipe(served: Served) -> None:
     piped = subprocess.run(
         [sys.executable, "-m", "llmlb", "node", "run", "smollm2"],
         input="Say hello.",
-        env=cluster.environ(cluster.root / "client", LLMLB_HOST=f"127.0.0.1:{process.node_port}"),
+        env=it.environ(it.root / "client", LLMLB_HOST=f"127.0.0.1:{process.node_port}"),
         capture_output=True,
         text=True,
         timeout=60,
@@ -139,8 +147,8 @@ def test_router_commands_show_the_cluster(served: Served) -> None:
 
 
 def test_a_router_command_at_a_nodes_gateway_is_explained(served: Served) -> None:
-    cluster, process = served
-    done = cluster.cli("router", "nodes", host=f"127.0.0.1:{process.node_port}")
+    it, process = served
+    done = it.cli("router", "nodes", host=f"127.0.0.1:{process.node_port}")
     assert done.returncode == 1
     assert "is not a router's gateway" in done.stderr
 
@@ -148,13 +156,13 @@ def test_a_router_command_at_a_nodes_gateway_is_explained(served: Served) -> Non
 @pytest.fixture
 def terminal(served: Served) -> Iterator[pexpect.spawn[str]]:
     """``llmlb node run smollm2`` in a terminal of 100 columns."""
-    cluster, process = served
-    home = cluster.root / "terminal"
+    it, process = served
+    home = it.root / "terminal"
     child = pexpect.spawn(
         sys.executable,
         ["-m", "llmlb", "node", "run", "smollm2"],
         env={
-            **cluster.environ(home, LLMLB_HOST=f"127.0.0.1:{process.node_port}"),
+            **it.environ(home, LLMLB_HOST=f"127.0.0.1:{process.node_port}"),
             "TERM": "xterm",
             "PROMPT_TOOLKIT_NO_CPR": "1",
         },

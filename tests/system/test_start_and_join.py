@@ -53,7 +53,7 @@ def test_serve_prints_lines_that_work_when_pasted_and_ctrl_c_ends_all_of_it(tmp_
         assert url is not None
         answer = httpx.post(url[1], content=url[2], headers={"content-type": "application/json"}, timeout=60)
         assert answer.status_code == 200
-        assert "Tokyo" in answer.json()["choices"][0]["message"]["content"]
+        assert answer.json()["choices"][0]["message"]["content"] == "The capital of Japan is Tokyo."
         assert f"LLMLB_HOST=127.0.0.1:{process.node_port}" in block
         assert "node run smollm2" in block
         family = children(process.popen.pid)

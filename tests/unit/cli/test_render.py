@@ -24,6 +24,9 @@ NODE = {
     [
         (0, "0 B"),
         (999, "999 B"),
+        (999_499_999, "999 MB"),
+        (999_999_999, "1.0 GB"),
+        (960_000_000, "960 MB"),
         (98_362_432, "98 MB"),
         (6_400_000_000, "6.4 GB"),
         (14_200_000_000, "14.2 GB"),
@@ -32,6 +35,26 @@ NODE = {
 )
 def test_sizes_are_decimal(count: int, text: str) -> None:
     assert render.size(count) == text
+
+
+@given(st.integers(1000, 10**15), st.integers(0, 10**12))
+def test_a_size_is_near_what_it_stands_for_and_never_reads_as_less_of_a_bigger_file(count: int, more: int) -> None:
+    assert value(render.size(count)) == pytest.approx(count, rel=0.34)
+    assert value(render.size(count)) <= value(render.size(count + more))
+    assert float(render.size(count).split()[0]) < 1000 or count > 10**14
+
+
+def value(text: str) -> float:
+    number, unit = text.split()
+    return float(number) * {"KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}[unit]
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(None, "-"), (600, "600"), (3_210_000_000, "3.21B"), (134_515_008, "134.52M"), (999_999_999, "1.00B")],
+)
+def test_parameters(count: int | None, text: str) -> None:
+    assert render.parameters(count) == text
 
 
 @pytest.mark.parametrize(
@@ -74,6 +97,11 @@ def test_columns_line_up_and_nothing_is_cut(rows: list[list[str]]) -> None:
         assert padded[: starts[0]].rstrip() == row[0].rstrip()
         assert padded[starts[0] : starts[1]].rstrip() == row[1].rstrip()
         assert padded[starts[1] :].rstrip() == row[2].rstrip()
+
+
+def test_wide_characters_keep_the_columns_and_control_characters_do_nothing() -> None:
+    assert render.table(["HOST", "N"], [["機械", "1"], ["box", "2"]]) == "HOST  N\n機械  1\nbox   2"
+    assert render.table(["A", "B"], [["x\x1b[2J\ny", "1"]]) == "A        B\nx?[2J?y  1"
 
 
 def test_node_list_has_the_columns_of_the_contract() -> None:

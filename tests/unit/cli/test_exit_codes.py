@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from llmlb.bus.errors import BY_REASON, BusDown, LlmlbError
+from llmlb.bus.settings import Settings
+from llmlb.cli.client import GatewayClient
+from llmlb.cli.exit_codes import Unreachable, exit_code
+
+
+def tree(root: type[Exception]) -> Iterator[type[Exception]]:
+    yield root
+    for child in root.__subclasses__():
+        yield from tree(child)
+
+
+def test_only_a_missing_connection_is_2() -> None:
+    assert exit_code(Unreachable("x")) == 2
+    assert {cls for cls in BY_REASON.values() if exit_code(cls("x")) == 2} == {BusDown}
+    assert exit_code(KeyboardInterrupt()) == 130
+    assert exit_code(ValueError()) == 1
+
+
+@pytest.mark.parametrize("error", [*tree(httpx.HTTPError), httpx.InvalidURL], ids=lambda error: error.__name__)
+def test_whatever_httpx_raises_becomes_an_error_of_ours(error: type[Exception]) -> None:
+    client = GatewayClient(Settings.load({}), "node")
+    made = error.__new__(error)
+    made.args = ("it broke",)
+    with pytest.raises(Unreachable, match=r"127\.0\.0\.1:32769"), client._errors():
+        raise made
+
+
+@pytest.mark.parametrize(
+    ("host", "role", "base", "address"),
+    [
+        (None, "node", "http://127.0.0.1:32769", "127.0.0.1:32769"),
+        (None, "router", "http://127.0.0.1:32768", "127.0.0.1:32768"),
+        ("box", "router", "http://box:32768", "box:32768"),
+        ("box:1", "node", "http://box:1", "box:1"),
+        ("http://box:1/", "node", "http://box:1", "box:1"),
+        ("http://box/llm", "node", "http://box:32769/llm", "box:32769"),
+        ("https://box", "node", "https://box", "box"),
+        ("http://me:pw@box:1", "node", "http://me:pw@box:1", "box:1"),
+        ("[::1]:1", "node", "http://[::1]:1", "[::1]:1"),
+        ("[::1]", "node", "http://[::1]:32769", "[::1]:32769"),
+    ],
+)
+def test_the_address_is_completed_and_shown_without_a_password(
+    host: str | None, role: str, base: str, address: str
+) -> None:
+    client = GatewayClient(Settings.load({"LLMLB_HOST": host} if host else {}), role)
+    assert (client.base, client.address) == (base, address)
+
+
+def test_a_code_of_the_wire_becomes_its_class() -> None:
+    client = GatewayClient(Settings.load({}), "node")
+    assert isinstance(client._error({"error": {"message": "m", "code": "bus_unavailable"}}, 503), BusDown)
+    assert type(client._error({"error": {"message": "m", "code": "newer"}}, 500)) is LlmlbError
