@@ -137,7 +137,7 @@ class Cluster:
         self.processes.append(process)
         return process
 
-    def cli(self, *command: str, host: str | None = None, timeout_s: float = 30) -> subprocess.CompletedProcess[str]:
+    def cli(self, *command: str, host: str | None = None, timeout_s: float = 90) -> subprocess.CompletedProcess[str]:
         """Run a client command to its end."""
         more = {} if host is None else {"LLMLB_HOST": host}
         return subprocess.run(

@@ -22,7 +22,7 @@ Served = tuple[Cluster, Process]
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """``llmlb serve`` with a small context: a conversation has no token limit, and a small model may not find an end."""
+    """``llmlb serve`` with a small context: a conversation has no token limit, and not every answer finds its end."""
     settings = {"LLMLB_CONTEXT_LENGTH": "256", "LLMLB_NUM_THREADS": "2"}
     with cluster(tmp_path_factory.mktemp("cli"), **settings) as it:
         yield it, it.start("serve", home="one").wait_ready()
