@@ -90,6 +90,11 @@ def _endpoint(text: str) -> str:
     return text
 
 
+def _masked(text: str) -> str:
+    """Text without the credentials of the addresses in it."""
+    return re.sub(r"(^|://|,)[^@/,]*@", r"\1****@", text)
+
+
 def _setting(env: str, default: Any, parse: Callable[[str], Any], help: str, *, shown: str | None = None) -> Any:
     metadata = {"env": env, "parse": parse, "help": help, "shown": shown}
     if callable(default):
@@ -191,7 +196,7 @@ class Settings:
     @property
     def bus_url_shown(self) -> str:
         """The bus address for logs and people: without the password it may hold."""
-        return re.sub(r"://[^@/,]*@", "://****@", self.bus_url)
+        return _masked(self.bus_url)
 
     def to_environ(self) -> dict[str, str]:
         """The environment that makes :meth:`load` of a child process return these settings (None is left out)."""
@@ -206,8 +211,8 @@ class Settings:
         """(field, environment variable, value, help) of each setting; secrets are masked."""
         rows = []
         for item in fields(self):
-            value = self.bus_url_shown if item.name == "bus_url" else getattr(self, item.name)
-            shown = "" if value is None else str(value)
+            value = getattr(self, item.name)
+            shown = "" if value is None else _masked(str(value))
             rows.append((item.name, item.metadata["env"], shown, item.metadata["help"]))
         return rows
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import threading
 import time
 from collections import Counter
@@ -15,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.cluster import Process, alive, children, cluster, free_port, wait_until
+from tests.support.cluster import Process, alive, children, cluster, wait_until
 from tests.support.natsd import NatsServer
 
 QUESTION = [{"role": "user", "content": "Tell me about the sea."}]
@@ -351,27 +350,8 @@ def test_a_burst_beyond_the_slots_waits_and_is_answered_whole(tmp_path: Path) ->
         assert [answer.status_code for answer in answers] == [200] * 12
 
 
-def test_peers_of_other_machines_are_refused_unless_auth_is_off(tmp_path: Path) -> None:
-    address = _own_address()
-    for auth, expected in (("on", 401), ("off", 200)):
+def test_auth_off_is_warned_about_at_start(tmp_path: Path) -> None:
+    for auth in ("on", "off"):
         with cluster(tmp_path / auth, LLMLB_AUTH=auth) as it:
-            port = free_port()
-            process = it.start("router", "serve", "--port", str(port), "--host", "0.0.0.0", home="router")
-            process.router_port = port
-            process.wait_ready()
-            assert _status(f"http://{address}:{port}/v1/models") == expected
-            assert _status(f"http://{address}:{port}/health") == 200
-            assert ("auth_off" in process.output()) == (auth == "off")
-
-
-def _own_address() -> str:
-    """An address of this machine that is not loopback, as seen by itself."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        try:
-            sock.connect(("192.0.2.1", 9))  # TEST-NET-1: a datagram socket sends nothing by connecting
-        except OSError:
-            pytest.skip("this machine has no address besides loopback")
-        address = str(sock.getsockname()[0])
-    if address.startswith("127."):
-        pytest.skip("this machine has no address besides loopback")
-    return address
+            process = it.start("router", "serve", home="router").wait_ready()
+            assert ("auth_off every peer" in process.output()) == (auth == "off")

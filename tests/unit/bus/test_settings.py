@@ -66,8 +66,10 @@ def test_a_child_process_gets_the_same_settings() -> None:
     assert Settings.load(settings.to_environ()) == settings
 
 
-def test_credentials_of_the_bus_are_masked() -> None:
-    settings = Settings.load({"LLMLB_BUS_URL": "nats://me:secret@10.0.0.1:4222,nats://token@10.0.0.2"})
+def test_credentials_in_addresses_are_masked() -> None:
+    settings = Settings.load(
+        {"LLMLB_BUS_URL": "nats://me:secret@10.0.0.1:4222,nats://token@10.0.0.2", "LLMLB_HOST": "me:secret@box:1"}
+    )
     assert "secret" not in str(settings.describe())
     assert settings.bus_url_shown == "nats://****@10.0.0.1:4222,nats://****@10.0.0.2"
 

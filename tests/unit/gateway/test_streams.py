@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from llmlb.bus.errors import ConfigError, EngineCrashed, LlmlbError, QueueFull
 from llmlb.bus.messages.infer import Delta, End, InferRequest, Progress, Usage
 from llmlb.bus.messages.router import ClusterModel
 from llmlb.bus.settings import Settings
-from llmlb.router.gateway import answers
+from llmlb.router.gateway import answers, auth
 from llmlb.router.gateway.app import GatewayServer, build_app
 from llmlb.router.gateway.ports import Gateway
 
@@ -232,3 +233,25 @@ async def test_stopping_lets_a_running_answer_end(rig: Rig) -> None:
     assert (await running).json()["choices"][0]["message"]["content"] == "ab"
     with pytest.raises(httpx.ConnectError):
         await client.get("/health")
+
+
+async def test_peers_of_other_machines_are_refused(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test's traffic stays on the loopback interface, so here that one counts as another machine."""
+    scripted, client, _ = rig
+    monkeypatch.setattr(auth, "is_loopback", lambda address: False)
+    for method, path in (("GET", "/v1/models"), ("POST", "/v1/chat/completions"), ("GET", "/v0/nodes"), ("GET", "/x")):
+        response = await client.request(method, path, headers={"X-Forwarded-For": "127.0.0.1"})
+        assert response.status_code == 401
+        assert response.json()["error"]["code"] == "unauthenticated"
+        assert "LLMLB_AUTH=off" in response.json()["error"]["message"]
+    assert scripted.requests == []
+    for path in ("/health", "/ready"):
+        assert (await client.get(path)).status_code == 200
+
+
+async def test_auth_off_lets_every_peer_in(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, client, server = rig
+    monkeypatch.setattr(auth, "is_loopback", lambda address: False)
+    gateway = server._app.ctx.gateway
+    server._app.ctx.gateway = dataclasses.replace(gateway, settings=dataclasses.replace(gateway.settings, auth="off"))
+    assert (await client.get("/v1/models")).status_code == 200
