@@ -134,6 +134,7 @@ class BusKeeper:
             lock.close()
 
     async def _start(self, store: Path, lock: IO[str]) -> None:
+        self._store = store
         self._name = SERVER_NAME + secrets.token_hex(6)
         config = store / "nats-server.conf"
         config.write_text(
@@ -170,7 +171,6 @@ class BusKeeper:
             await self.stop()
             raise ConfigError(f"nats-server did not answer within {READY_TIMEOUT_S:.0f} s; see {log_file}") from None
         if self._process.returncode is None:
-            self._store = store
             self._last_problem = ""
             log.info("embedded_bus_started url=nats://%s:%d store=%s", self._host, self._port, store)
 
