@@ -22,11 +22,12 @@ setup: $(VENV)/.installed
 
 setup-test: $(VENV)/.installed-test
 
-$(BIN)/python:
+# Not python: Debian without python3-venv leaves a folder that has it, but no pip; the next try must make it whole.
+$(BIN)/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "llmlb needs Python 3.11 or newer; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { echo "python3 can't make a virtual environment; on Debian: apt install python3-venv"; exit 1; }
 
-$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/pip
 	@command -v c++ >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null || { echo "a C++ compiler is needed to build llama.cpp; on Debian: apt install g++"; exit 1; }
 	@echo "Installing llmlb. The first time llama.cpp is compiled, which takes several minutes."
 	@$(PIP) --constraint constraints.txt --editable .

@@ -15,7 +15,7 @@ from nats.aio.msg import Msg
 
 from llmlb.bus import buckets, codec, streams, subjects
 from llmlb.bus.connection import Bus
-from llmlb.bus.errors import BadMessage, BusDown, DeadlineExceeded, MessageTooLarge, ModelUnknown, NodeLost
+from llmlb.bus.errors import BadMessage, BusDown, DeadlineExceeded, LlmlbError, MessageTooLarge, ModelUnknown, NodeLost
 from llmlb.bus.messages.events import NodeStateChanged
 from llmlb.bus.messages.infer import CancelRequest, ChatMessage, InferRequest
 from llmlb.bus.messages.models import ListModels, ModelDetails, ModelList, ShowModel
@@ -47,12 +47,12 @@ def url(request: pytest.FixtureRequest, nats_url: str) -> Iterator[str]:
     if not docker_engine_answers():
         pytest.skip("no Docker engine")
     from testcontainers.core.container import DockerContainer
-    from testcontainers.core.waiting_utils import wait_for_logs
+    from testcontainers.core.wait_strategies import LogMessageWaitStrategy
 
-    container = DockerContainer("nats:2-alpine").with_command("-js").with_exposed_ports(4222).start()
-    wait_for_logs(container, "Server is ready", timeout=30)
-    yield f"nats://{container.get_container_host_ip()}:{container.get_exposed_port(4222)}"
-    container.stop()
+    ready = LogMessageWaitStrategy("Server is ready").with_startup_timeout(30)
+    container = DockerContainer("nats:2-alpine").with_command("-js").with_exposed_ports(4222).waiting_for(ready)
+    with container:
+        yield f"nats://{container.get_container_host_ip()}:{container.get_exposed_port(4222)}"
 
 
 @pytest.fixture
@@ -88,6 +88,23 @@ async def test_what_the_handler_raises_is_raised_at_the_caller(make_bus: MakeBus
     with pytest.raises(ModelUnknown, match="'nope' was not found") as caught:
         await bus.call(subjects.node_rpc(node, "show"), ShowModel(model="nope"), ModelDetails)
     assert caught.value.param == "model"
+
+
+@pytest.mark.parametrize("bug", [KeyError("secret"), ValueError("secret")])
+async def test_a_bug_in_a_handler_is_answered_at_once_and_logged(
+    make_bus: MakeBus, url: str, node: str, bug: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def listed(_: ListModels) -> ModelList:
+        raise bug
+
+    bus = await make_bus(
+        lambda bus: bus.handle(subjects.node_rpc(node, "list"), ListModels, ModelList, listed), url=url
+    )
+    with pytest.raises(LlmlbError) as caught:
+        await bus.call(subjects.node_rpc(node, "list"), ListModels(), ModelList)
+    assert caught.value.reason == "internal_error"
+    assert "secret" not in f"{caught.value.message} {caught.value.detail}"
+    assert f"rpc_handler_failed subject={subjects.node_rpc(node, 'list')}" in caplog.text
 
 
 @pytest.mark.parametrize("data", [b"", b"garbage", b"{}", b'{"type": "llmlb.other.v1"}', b"[1]", b"\xff\xfe"])
@@ -208,9 +225,12 @@ async def test_everything_works_again_after_the_server_was_restarted(tmp_path: P
         async with asyncio.timeout(5):
             while bus.connected:
                 await asyncio.sleep(0.01)
+        event = NodeStateChanged(node_id=node, name="n", before=None, after="pending", reason="lost")
         began = asyncio.get_running_loop().time()
         with pytest.raises(BusDown):
             await bus.publish(subjects.cancel(node), CancelRequest(request_id="lost"))
+        with pytest.raises(BusDown):
+            await bus.publish_stored(subjects.event("node"), event)
         with pytest.raises(BusDown):
             await bus.call(subjects.router_rpc("status"), GetStatus(), NodeList)
         assert asyncio.get_running_loop().time() - began < 0.5, "a bus that is away is said at once"

@@ -116,6 +116,26 @@ async def test_another_process_takes_over_with_the_same_store_when_the_owner_is_
         owner.stdout.close()
 
 
+async def test_processes_that_start_at_once_agree_on_the_store_that_is_taken_over(tmp_path: Path) -> None:
+    """The rest connect before the owner has said where its store is; each must learn it all the same."""
+    port = free_port()
+    buses = await asyncio.gather(*(opened(tmp_path / str(number), port) for number in range(3)))
+    first = next(bus for bus in buses if bus.owns_server)
+    heirs = [bus for bus in buses if bus is not first]
+    try:
+        await (await open_bucket(first.client, BUCKET_NODES)).put("kept", b"value")
+        await asyncio.sleep(1)  # the heirs ask for the store every 0.2 s
+        await first.close()
+        async with asyncio.timeout(10):
+            while not any(bus.owns_server and bus.connected for bus in heirs):
+                await asyncio.sleep(0.02)
+        second = next(bus for bus in heirs if bus.owns_server)
+        assert (await (await open_bucket(second.client, BUCKET_NODES)).get("kept")).value == b"value"
+    finally:
+        for bus in sorted(buses, key=lambda bus: bus.owns_server):
+            await bus.close()
+
+
 async def test_a_server_that_is_killed_is_started_again(tmp_path: Path) -> None:
     port = free_port()
     before = set(children(os.getpid()))
