@@ -196,6 +196,7 @@ class NodeAgent:
             if not loading.cancel() and not loading.cancelled() and loading.exception() is None:
                 self.pool.release(loading.result())
             await self._fail(flight, Cancelled("the request was cancelled"))
+            raise
         finally:
             flight.waiting = None
 

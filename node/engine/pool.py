@@ -115,7 +115,7 @@ class EnginePool:
         self._life.started(name, time.monotonic())
         try:
             await asyncio.shield(loaded.ready)
-        except BaseException:
+        except BaseException:  # cancelled or failed alike: what was held is let go, and the cause goes on
             self.release(loaded)
             raise
         return loaded

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from abc import ABC, abstractmethod
 from typing import Any
 
 from sanic import Blueprint, Request
@@ -19,7 +20,7 @@ routes = Blueprint("openai_chat")
 FINGERPRINT = "llmlb"
 
 
-class _Shape:
+class _Shape(ABC):
     """What both surfaces share: ids, the usage event, one template for every text event."""
 
     def __init__(self, prefix: str, object: str, chunk_object: str, model: str, *, usage: bool) -> None:
@@ -46,11 +47,13 @@ class _Shape:
             chunk["usage"] = None
         return chunk
 
+    @abstractmethod
     def _piece(self, text: str) -> dict[str, Any]:
-        raise NotImplementedError
+        """The choice of a text event."""
 
+    @abstractmethod
     def _stop(self, end: End) -> dict[str, Any]:
-        raise NotImplementedError
+        """The choice of the last event."""
 
     def text(self, text: str) -> bytes:
         return self._template.event(text)
