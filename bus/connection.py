@@ -312,11 +312,13 @@ class Bus:
         self._up.clear()
         if self.client.is_connected:
             with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
-                await asyncio.wait_for(self.client.drain(), DRAIN_S + 1)
+                async with asyncio.timeout(DRAIN_S + 1):
+                    await self.client.drain()
         await self._background.close()
         if self._connecting and not self.client.is_closed:
             with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
-                await asyncio.wait_for(self.client.close(), DRAIN_S)
+                async with asyncio.timeout(DRAIN_S):
+                    await self.client.close()
         if self._keeper is not None:
             await self._keeper.stop()
 

@@ -76,7 +76,8 @@ class Heart:
             await asyncio.sleep(LEAST_GAP_S)
             pause = FIRST_INTERVAL_S if beats < FIRST_BEATS else INTERVAL_S
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._soon.wait(), pause - LEAST_GAP_S)
+                async with asyncio.timeout(pause - LEAST_GAP_S):
+                    await self._soon.wait()
 
     def message(self, *, leaving: bool = False) -> Heartbeat:
         """The heartbeat as of now."""

@@ -76,7 +76,9 @@ class _Inbox:
         if not self._items:
             self._arrived.clear()
             try:
-                await asyncio.wait_for(self._arrived.wait(), timeout_s)
+                # Not wait_for: before Python 3.12 it swallows a cancellation that comes together with a reply.
+                async with asyncio.timeout(timeout_s):
+                    await self._arrived.wait()
             except TimeoutError:
                 raise EngineStalled(f"no sign of life from the node for {timeout_s:.0f} s") from None
         item = self._items.popleft()

@@ -126,7 +126,8 @@ class EngineProcess:
     async def _ended(self) -> None:
         assert self._process is not None
         try:
-            code = await asyncio.wait_for(self._process.wait(), STOP_TIMEOUT_S)
+            async with asyncio.timeout(STOP_TIMEOUT_S):
+                code = await self._process.wait()
         except TimeoutError:
             self._process.kill()
             code = await self._process.wait()
@@ -147,7 +148,8 @@ class EngineProcess:
         process = self._process
         if process is not None and process.returncode is None:
             try:
-                await asyncio.wait_for(process.wait(), STOP_TIMEOUT_S)
+                async with asyncio.timeout(STOP_TIMEOUT_S):
+                    await process.wait()
             except TimeoutError:
                 log.warning("engine_killed pid=%d", process.pid)
                 process.kill()

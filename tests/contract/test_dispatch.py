@@ -41,7 +41,7 @@ from llmlb.bus.messages.infer import (
 from llmlb.bus.messages.models import ListModels, ModelInfo, ModelList
 from llmlb.bus.messages.nodes import Heartbeat
 from llmlb.bus.messages.requests import RequestRecord
-from llmlb.router.dispatch import Dispatcher
+from llmlb.router.dispatch import Dispatcher, _Inbox
 from llmlb.router.fleet import Fleet
 from tests.conftest import MakeBus
 
@@ -361,3 +361,20 @@ async def test_a_node_of_another_machine_waits_for_approval(rig: Rig) -> None:
         while {v.node_id: v.state for v in later.nodes()}[stranger.node_id] != "online":
             await asyncio.sleep(0.01)
     await later.close()
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 3])
+async def test_a_cancellation_that_meets_a_reply_is_not_lost(turns: int) -> None:
+    inbox = _Inbox()
+    reader = asyncio.ensure_future(inbox.get(5))
+    await asyncio.sleep(0)
+    inbox.put(Progress(request_id="r", seq=0, phase="prefill"))
+    for _ in range(turns):  # somewhere between the reply and the reader's going on
+        await asyncio.sleep(0)
+    was_done = reader.done()
+    reader.cancel()
+    if was_done:
+        assert (await reader).seq == 0
+    else:
+        with pytest.raises(asyncio.CancelledError):
+            await reader
