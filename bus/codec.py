@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from llmlb.bus.errors import BadMessage, MessageTooLarge
 from llmlb.bus.messages.base import Message
-from llmlb.bus.messages.infer import Accepted, AnyReply, Delta, End, Failed, Progress
+from llmlb.bus.messages.infer import Accepted, AnyReply, Delta, Embedded, End, Failed, Progress
 
 log = logging.getLogger("llmlb.bus.codec")
 
@@ -25,7 +25,7 @@ M = TypeVar("M", bound=Message)
 unknown_types: Counter[str] = Counter()
 """How often each unknown message type was met; each is logged once."""
 
-_REPLY: TypeAdapter[Accepted | Progress | Delta | End | Failed] = TypeAdapter(AnyReply)
+_REPLY: TypeAdapter[Accepted | Progress | Delta | Embedded | End | Failed] = TypeAdapter(AnyReply)
 
 
 def encode(message: Message) -> bytes:
@@ -46,7 +46,7 @@ def decode_as(cls: type[M], data: bytes) -> M:
         raise BadMessage(f"not a {cls.__name__} message", detail=str(error)) from error
 
 
-def decode_reply(data: bytes) -> Accepted | Progress | Delta | End | Failed:
+def decode_reply(data: bytes) -> Accepted | Progress | Delta | Embedded | End | Failed:
     """One reply of an inference stream. Raises BadMessage."""
     try:
         return _REPLY.validate_json(data)

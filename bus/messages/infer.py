@@ -14,11 +14,50 @@ from llmlb.bus.messages.base import Message, Part
 from llmlb.bus.messages.errors import WireError
 
 
+FinishReason = Literal["stop", "length", "tool_calls"]
+
+
+class ContentPart(Part):
+    """A piece of a turn that is not only text."""
+
+    type: Literal["text", "image"] = Field(description="which of the fields below holds it")
+    text: str = Field(default="", description="the text")
+    data: str = Field(default="", description="the bytes of an image file (PNG, JPEG, WebP, GIF), base64")
+
+
+class ToolCall(Part):
+    """A call of a tool, as a model asked for it."""
+
+    id: str = Field(description="names the call; the tool's answer carries it")
+    name: str = Field(description="the function's name")
+    arguments: str = Field(description="its arguments, a JSON object as text")
+
+
 class ChatMessage(Part):
     """One turn of a conversation."""
 
     role: str = Field(description="system, developer, user, assistant or tool")
-    content: str = Field(description="the text")
+    content: str = Field(description="the text; of a turn with images, all its text")
+    parts: tuple[ContentPart, ...] = Field(default=(), description="the pieces in order, when there are images")
+    reasoning: str | None = Field(default=None, description="what the assistant thought before it answered")
+    tool_calls: tuple[ToolCall, ...] = Field(default=(), description="calls the assistant asked for")
+    tool_call_id: str | None = Field(default=None, description="the call that a tool turn answers")
+    name: str | None = Field(default=None, description="who speaks: a tool's name, or a participant's")
+
+
+class Tool(Part):
+    """A function that the model may call."""
+
+    name: str = Field(description="the function's name")
+    description: str = Field(default="", description="what it does, for the model")
+    parameters: str = Field(default="{}", description="JSON schema of its arguments, as JSON text")
+
+
+class ResponseFormat(Part):
+    """What the answer must look like. The engine enforces it with a grammar."""
+
+    type: Literal["text", "json_object", "json_schema"] = Field(default="text", description="the form asked for")
+    json_schema: str | None = Field(default=None, description="the schema as JSON text, for json_schema")
 
 
 class Sampling(Part):
@@ -36,6 +75,12 @@ class Sampling(Part):
         default=None, ge=1, description="tokens to generate at most; None: to the context's end"
     )
     stop: tuple[str, ...] = Field(default=(), description="texts that end the answer and are not part of it")
+    logprobs: int | None = Field(
+        default=None, ge=0, le=20, description="log probabilities: None is off, else alternatives a token"
+    )
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(
+        default_factory=dict, description="token id → added to its logit, -100 to 100"
+    )
 
 
 class InferRequest(Message):
@@ -45,10 +90,19 @@ class InferRequest(Message):
     request_id: str = Field(description="the request's id, the same over all attempts")
     attempt: int = Field(default=0, ge=0, description="0 for the first node asked, then counting")
     model: str = Field(description="a name or alias that the node lists")
-    kind: Literal["chat", "completion"] = Field(description="which of the fields below holds the input")
+    kind: Literal["chat", "completion", "embedding"] = Field(description="which of the fields below holds the input")
     messages: tuple[ChatMessage, ...] = Field(default=(), description="the conversation, for chat")
     prompt: str | None = Field(default=None, description="the text to go on from, for completion")
+    inputs: tuple[str | tuple[int, ...], ...] = Field(default=(), description="texts or token ids, for embedding")
+    truncate: bool = Field(default=False, description="embedding: cut an input that is too long, at its end")
     sampling: Sampling = Field(default=Sampling(), description="how tokens are chosen")
+    tools: tuple[Tool, ...] = Field(default=(), description="functions the model may call")
+    tool_choice: Literal["auto", "none", "required"] = Field(default="auto", description="whether it may or must")
+    tool_name: str | None = Field(default=None, description="the one tool it must call, with required")
+    parallel_tool_calls: bool = Field(default=True, description="False: at most one call")
+    response_format: ResponseFormat = Field(default=ResponseFormat(), description="form of the answer")
+    think: bool | None = Field(default=None, description="for templates that can switch thinking; None: their default")
+    template_kwargs: str = Field(default="{}", description="further variables for the template, a JSON object as text")
     deadline_ms: int | None = Field(default=None, ge=0, description="milliseconds left for the whole request")
     continuation: tuple[int, ...] = Field(default=(), description="ids of answer tokens that the client already has")
 
@@ -64,7 +118,8 @@ class Usage(Part):
     """Tokens really used."""
 
     prompt_tokens: int = Field(ge=0, description="tokens of the rendered prompt")
-    completion_tokens: int = Field(ge=0, description="tokens sampled, the end-of-turn token included")
+    completion_tokens: int = Field(ge=0, description="tokens sampled, the end-of-turn token and thinking included")
+    reasoning_tokens: int = Field(default=0, ge=0, description="of those, tokens of thinking")
     cached_tokens: int = Field(default=0, ge=0, description="prompt tokens whose prefill was skipped")
 
 
@@ -100,20 +155,54 @@ class Progress(InferReply):
     total: int = Field(default=0, description="prompt tokens in all; 0 while unknown")
 
 
+class ToolCallPiece(Part):
+    """A piece of a tool call. The first one of a call has its id and name."""
+
+    index: int = Field(ge=0, description="which call of the answer, from 0")
+    id: str | None = Field(default=None, description="the call's id, in its first piece")
+    name: str | None = Field(default=None, description="the function's name, in its first piece")
+    arguments: str = Field(default="", description="more of the JSON text of its arguments")
+
+
+class TopLogprob(Part):
+    """One candidate for a token."""
+
+    token: str = Field(description="its text; what is not whole UTF-8 shows as U+FFFD")
+    token_bytes: tuple[int, ...] = Field(description="its bytes")
+    logprob: float = Field(description="natural logarithm of its probability, before temperature and filters")
+
+
+class TokenLogprob(TopLogprob):
+    """One token of the answer with its probability."""
+
+    top: tuple[TopLogprob, ...] = Field(default=(), description="the most likely candidates, best first")
+
+
 class Delta(InferReply):
     """Node → gateway: the next piece of the answer."""
 
     type: Literal["llmlb.infer.delta.v1"] = "llmlb.infer.delta.v1"
     text: str = Field(description="whole code points only; never part of a stop text")
     token_ids: tuple[int, ...] = Field(default=(), description="the tokens sampled since the last delta")
+    reasoning: str = Field(default="", description="more of the thinking that comes before the answer")
+    tool_calls: tuple[ToolCallPiece, ...] = Field(default=(), description="more of the tool calls")
+    logprobs: tuple[TokenLogprob, ...] = Field(default=(), description="one for each token id, when asked for")
+
+
+class Embedded(InferReply):
+    """Node → gateway: the vector of one input."""
+
+    type: Literal["llmlb.infer.embedded.v1"] = "llmlb.infer.embedded.v1"
+    index: int = Field(ge=0, description="which input, from 0")
+    vector: str = Field(description="float32, little-endian, base64")
 
 
 class End(InferReply):
     """Node → gateway, last: the answer is whole."""
 
     type: Literal["llmlb.infer.end.v1"] = "llmlb.infer.end.v1"
-    finish_reason: Literal["stop", "length"] = Field(
-        description="stop: end of turn or stop text; length: max_tokens or context"
+    finish_reason: FinishReason = Field(
+        description="stop: end of turn or stop text; length: max_tokens or context; tool_calls: it wants tools called"
     )
     usage: Usage = Field(description="tokens")
     timings: Timings = Field(default=Timings(), description="times")
@@ -126,4 +215,4 @@ class Failed(InferReply):
     error: WireError = Field(description="why")
 
 
-AnyReply = Annotated[Accepted | Progress | Delta | End | Failed, Field(discriminator="type")]
+AnyReply = Annotated[Accepted | Progress | Delta | Embedded | End | Failed, Field(discriminator="type")]

@@ -6,11 +6,11 @@ One engine holds one model. It runs in the worker's main thread and is never ent
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from llmlb.bus.errors import LlmlbError
-from llmlb.bus.messages.infer import InferRequest, Timings, Usage
+from llmlb.bus.messages.infer import FinishReason, InferRequest, Timings, TokenLogprob, ToolCallPiece, Usage
 
 Handle = int
 """Names one request between agent and worker; unique in the life of a worker."""
@@ -26,6 +26,34 @@ class LoadOptions:
     slots: int | None
     context_length: int | None
     threads: int | None
+    projector: str | None = None
+    """The mmproj file beside the model, for images."""
+    gpu_layers: int = -1
+    """Layers to put onto the GPU; -1 all of them, where there is one."""
+
+
+@dataclass(slots=True)
+class Piece:
+    """A piece of an answer, as it goes to the client."""
+
+    text: str = ""
+    reasoning: str = ""
+    tool_calls: tuple[ToolCallPiece, ...] = ()
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a loaded model can do; what it can't is a 400 that says so."""
+
+    chat: bool = True
+    vision: bool = False
+    embedding: bool = True
+    tools: bool = True
+    same_answer: bool = False
+    """True: the self-test found that neighbours, prefix reuse and continuation do not change an answer."""
+    notes: tuple[str, ...] = field(default=())
 
 
 class Sink(Protocol):
@@ -33,9 +61,12 @@ class Sink(Protocol):
 
     def progress(self, handle: Handle, phase: Literal["queued", "prefill"], done: int, total: int) -> None: ...
 
-    def delta(self, handle: Handle, text: str, token_ids: tuple[int, ...]) -> None: ...
+    def delta(self, handle: Handle, piece: Piece) -> None: ...
 
-    def end(self, handle: Handle, reason: Literal["stop", "length"], usage: Usage, timings: Timings) -> None: ...
+    def embedded(self, handle: Handle, index: int, vector: bytes) -> None:
+        """The vector of one input: float32, little-endian."""
+
+    def end(self, handle: Handle, reason: FinishReason, usage: Usage, timings: Timings) -> None: ...
 
     def failed(self, handle: Handle, error: LlmlbError) -> None: ...
 
@@ -46,6 +77,7 @@ class Engine(Protocol):
     slots: int
     context_length: int
     """Tokens of one slot, prompt and answer together."""
+    capabilities: Capabilities
 
     def submit(self, handle: Handle, request: InferRequest) -> None:
         """Take a request in. Raises LlmlbError when it can't be run; otherwise its end goes to the sink."""

@@ -31,7 +31,7 @@ import llama_cpp.llama_cpp as lib
 
 from llmlb.bus.errors import ContextOverflow, EngineCrashed, InvalidRequest, ModelLoadFailed
 from llmlb.bus.messages.infer import InferRequest, Sampling, Timings, Usage
-from llmlb.node.engine.interface import Handle, LoadOptions, Sink
+from llmlb.node.engine.interface import Capabilities, Handle, LoadOptions, Piece, Sink
 from llmlb.node.engine.streamer import TextStreamer
 from llmlb.node.engine.templates import ChatTemplate
 
@@ -119,6 +119,7 @@ class LlamaCppEngine:
         self._free = list(range(self.slots))
         self._pending: deque[_Slot] = deque()
         self._prefilling: deque[_Slot] = deque()
+        self.capabilities = Capabilities()
         self._answering: list[_Slot] = []
 
     # Loading
@@ -378,7 +379,7 @@ class LlamaCppEngine:
 
     def _send(self, slot: _Slot, text: str, sink: Sink) -> None:
         if text or slot.unsent:
-            sink.delta(slot.handle, text, tuple(slot.unsent))
+            sink.delta(slot.handle, Piece(text, token_ids=tuple(slot.unsent)))
             slot.unsent.clear()
 
     def _finish(self, slot: _Slot, reason: Any, sink: Sink) -> None:

@@ -6,6 +6,7 @@ dies: it never outlives it. A crash here takes only the requests of this model.
 
 from __future__ import annotations
 
+import base64
 import logging
 import os
 import queue
@@ -22,9 +23,19 @@ from llmlb.bus import codec, logs
 from llmlb.bus.children import die_with_parent
 from llmlb.bus.errors import Cancelled, LlmlbError, ModelLoadFailed
 from llmlb.bus.messages.errors import WireError
-from llmlb.bus.messages.infer import Delta, End, Failed, InferRequest, Progress, Timings, Usage
+from llmlb.bus.messages.infer import (
+    Delta,
+    Embedded,
+    End,
+    Failed,
+    FinishReason,
+    InferRequest,
+    Progress,
+    Timings,
+    Usage,
+)
 from llmlb.node.engine.channel import FrameReader, Kind, pack
-from llmlb.node.engine.interface import Engine, Handle, LoadOptions
+from llmlb.node.engine.interface import Engine, Handle, LoadOptions, Piece
 
 log = logging.getLogger("llmlb.node.engine.worker")
 
@@ -53,12 +64,25 @@ class SocketSink:
         message = Progress(request_id=request_id, seq=seq, phase=phase, done=done, total=total)
         self._out.append(pack(Kind.CHUNK, handle, codec.encode(message)))
 
-    def delta(self, handle: Handle, text: str, token_ids: tuple[int, ...]) -> None:
+    def delta(self, handle: Handle, piece: Piece) -> None:
         request_id, seq = self._next(handle)
-        message = Delta(request_id=request_id, seq=seq, text=text, token_ids=token_ids)
+        message = Delta(
+            request_id=request_id,
+            seq=seq,
+            text=piece.text,
+            token_ids=piece.token_ids,
+            reasoning=piece.reasoning,
+            tool_calls=piece.tool_calls,
+            logprobs=piece.logprobs,
+        )
         self._out.append(pack(Kind.CHUNK, handle, codec.encode(message)))
 
-    def end(self, handle: Handle, reason: Literal["stop", "length"], usage: Usage, timings: Timings) -> None:
+    def embedded(self, handle: Handle, index: int, vector: bytes) -> None:
+        request_id, seq = self._next(handle)
+        message = Embedded(request_id=request_id, seq=seq, index=index, vector=base64.b64encode(vector).decode())
+        self._out.append(pack(Kind.CHUNK, handle, codec.encode(message)))
+
+    def end(self, handle: Handle, reason: FinishReason, usage: Usage, timings: Timings) -> None:
         request_id, seq = self._streams.pop(handle)
         message = End(request_id=request_id, seq=seq, finish_reason=reason, usage=usage, timings=timings)
         self._out.append(pack(Kind.LAST, handle, codec.encode(message)))
