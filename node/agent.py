@@ -32,7 +32,7 @@ from llmlb.bus.messages.models import (
 )
 from llmlb.bus.settings import Settings
 from llmlb.bus.tasks import Background
-from llmlb.node.engine.pool import EnginePool, Loaded
+from llmlb.node.engine.pool import EnginePool, Loaded, MakePool, Pool
 from llmlb.node.hardware import Hardware, process_memory_bytes
 from llmlb.node.heartbeat import Heart
 from llmlb.node.store.catalog import Catalog, StoredModel
@@ -60,7 +60,14 @@ class Flight:
 class NodeAgent:
     """Wires bus, catalog, engines and heartbeat together. :meth:`register` before the bus opens, then :meth:`run`."""
 
-    def __init__(self, settings: Settings, bus: Bus, catalog: Catalog, node_id: str) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        bus: Bus,
+        catalog: Catalog,
+        node_id: str,
+        make_pool: MakePool = EnginePool,
+    ) -> None:
         self.node_id = node_id
         self._settings = settings
         self._bus = bus
@@ -73,7 +80,7 @@ class NodeAgent:
         self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
-        self.pool = EnginePool(
+        self.pool: Pool = make_pool(
             settings, on_reply=self._on_reply, on_crash=self._on_crash, on_change=lambda: self.heart.beat_soon()
         )
         self.heart = Heart(bus, node_id, self._hardware, catalog, self.pool, load=lambda: len(self._flights))
@@ -113,21 +120,19 @@ class NodeAgent:
         hottest = [gpu.temperature_c for gpu in gpus if gpu.temperature_c is not None]
         rows = []
         for loaded in self.pool.loaded():
-            process = loaded.process
             on_it = len(loaded.handles)
-            slots = 0 if process is None else process.slots
-            pid = None if process is None else process.pid
+            slots, pid = loaded.slots, loaded.pid
             rows.append(
                 RunningModel(
                     name=loaded.name,
                     instance=loaded.instance,
-                    state="loading" if process is None else ("stopping" if self._stopping(loaded.name) else "ready"),
+                    state="loading" if not loaded.slots else ("stopping" if self._stopping(loaded.name) else "ready"),
                     size_bytes=(process_memory_bytes(pid) or 0) if pid is not None else 0,
                     processor="100% GPU" if gpus else "100% CPU",
                     slots=slots,
                     running=min(on_it, slots),
                     queued=max(0, on_it - slots),
-                    context_length=0 if process is None else process.context_length,
+                    context_length=loaded.context_length,
                     expires_in_s=self.pool.expires_in_s(loaded.name),
                     vram_percent=sum(used) / len(used) if used else None,
                     gpu_temperature_c=max(hottest) if hottest else None,

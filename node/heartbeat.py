@@ -17,7 +17,7 @@ from llmlb.bus.errors import BusError
 from llmlb.bus.machine import machine_digest
 from llmlb.bus.messages.nodes import Heartbeat, LoadedModel
 from llmlb.bus.tasks import Background
-from llmlb.node.engine.pool import EnginePool
+from llmlb.node.engine.pool import Pool
 from llmlb.node.hardware import Hardware, HardwareReading
 from llmlb.node.store.catalog import Catalog
 
@@ -40,7 +40,7 @@ class Heart:
         node_id: str,
         hardware: Hardware,
         catalog: Catalog,
-        pool: EnginePool,
+        pool: Pool,
         *,
         load: Callable[[], int],
     ) -> None:
@@ -99,7 +99,7 @@ class Heart:
                 LoadedModel(
                     name=loaded.name,
                     ready=loaded.is_ready,
-                    slots=0 if loaded.process is None else loaded.process.slots,
+                    slots=loaded.slots,
                     running=len(loaded.handles),
                 )
                 for loaded in self._pool.loaded()

@@ -33,7 +33,7 @@ from llmlb.bus.errors import (
     NodeLost,
     QueueFull,
 )
-from llmlb.bus.messages.infer import Accepted, CancelRequest, Delta, End, Failed, InferRequest, Progress
+from llmlb.bus.messages.infer import Accepted, CancelRequest, Delta, Embedded, End, Failed, InferRequest, Progress
 from llmlb.bus.messages.requests import RequestRecord
 from llmlb.router.fleet import Fleet
 
@@ -45,7 +45,7 @@ ACCEPT_TIMEOUT_S = 5.0
 CHUNKS_MAX = 100_000
 """Replies one stream may hold for a reader that does not read; more is a failure of the request."""
 
-Reply = Accepted | Progress | Delta | End | Failed
+Reply = Accepted | Progress | Delta | Embedded | End | Failed
 
 # Worth another node, as long as the client has seen nothing. ModelUnknown: the node's list was older than its disk.
 _RETRY: tuple[type[LlmlbError], ...] = (NodeError, NodeBusy, ModelUnknown)
@@ -117,7 +117,7 @@ class Dispatcher:
         except BusError as error:
             inbox.put(NodeLost("an answer that can't be read", detail=error.detail))
 
-    async def stream(self, request: InferRequest) -> AsyncGenerator[Progress | Delta | End, None]:
+    async def stream(self, request: InferRequest) -> AsyncGenerator[Progress | Delta | Embedded | End, None]:
         """The answer to a request: progress, deltas, one end.
 
         Raises LlmlbError, from the first step or any later one. Closing the generator, or cancelling the task that
@@ -194,7 +194,7 @@ class Dispatcher:
                 raise failure from None
             raise
 
-    async def _attempt(self, node_id: str, request: InferRequest) -> AsyncGenerator[Progress | Delta | End, None]:
+    async def _attempt(self, node_id: str, request: InferRequest) -> AsyncGenerator[Progress | Delta | Embedded | End, None]:
         """One node's answer. Cancels on the node what did not come to its end."""
         stream = str(next(self._numbers))
         inbox = self._inboxes[stream] = _Inbox()

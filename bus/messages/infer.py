@@ -60,6 +60,13 @@ class ResponseFormat(Part):
     json_schema: str | None = Field(default=None, description="the schema as JSON text, for json_schema")
 
 
+class LogitBias(Part):
+    """What is added to one token's logit."""
+
+    token_id: int = Field(ge=0, description="the token")
+    bias: float = Field(ge=-100, le=100, description="added to its logit; -100 bans it, 100 forces it")
+
+
 class Sampling(Part):
     """How tokens are chosen. None means the engine's default, which the engine's documentation states."""
 
@@ -78,9 +85,7 @@ class Sampling(Part):
     logprobs: int | None = Field(
         default=None, ge=0, le=20, description="log probabilities: None is off, else alternatives a token"
     )
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(
-        default_factory=dict, description="token id → added to its logit, -100 to 100"
-    )
+    logit_bias: tuple[LogitBias, ...] = Field(default=(), description="tokens made more or less likely")
 
 
 class InferRequest(Message):

@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from llmlb.bus.errors import Conflict, EngineCrashed, LlmlbError, NodeBusy
 from llmlb.bus.settings import Settings
@@ -38,6 +39,10 @@ class Loaded:
     model: StoredModel
     instance: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     process: EngineProcess | None = None
+    slots: int = 0
+    """Requests it runs at once; 0 while it loads."""
+    context_length: int = 0
+    pid: int | None = None
     handles: set[int] = field(default_factory=set)
     ready: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
@@ -48,6 +53,28 @@ class Loaded:
     @property
     def is_ready(self) -> bool:
         return self.ready.done() and not self.ready.cancelled() and self.ready.exception() is None
+
+
+class Pool(Protocol):
+    """The loaded models of a node, as the agent uses them; documented at :class:`EnginePool`."""
+
+    def open(self) -> None: ...
+    def loaded(self) -> list[Loaded]: ...
+    def state(self, name: str) -> str: ...
+    def expires_in_s(self, name: str) -> float | None: ...
+    def ready_now(self, name: str) -> Loaded | None: ...
+    async def ready(self, model: StoredModel) -> Loaded: ...
+    def release(self, loaded: Loaded) -> None: ...
+    def submit(self, loaded: Loaded, handle: int, next_seq: int, request: bytes) -> None: ...
+    def cancel(self, loaded: Loaded, handle: int) -> None: ...
+    async def stop(self, name: str) -> None: ...
+    async def close(self) -> None: ...
+
+
+class MakePool(Protocol):
+    """Makes a pool: :class:`EnginePool`, or the simulated one."""
+
+    def __call__(self, settings: Settings, *, on_reply: OnReply, on_crash: OnCrash, on_change: OnChange) -> Pool: ...
 
 
 class _WorkerListener:
@@ -189,6 +216,7 @@ class EnginePool:
             self._on_change()
             return
         loaded.process = process
+        loaded.slots, loaded.context_length, loaded.pid = process.slots, process.context_length, process.pid
         effects = self._life.loaded(info.name, time.monotonic())
         log.info(
             "model_loaded model=%s instance=%s pid=%s slots=%d context=%d seconds=%.2f",

@@ -13,7 +13,7 @@ from sanic import Request
 from sanic.response import HTTPResponse, raw
 
 from llmlb.bus.errors import LlmlbError
-from llmlb.bus.messages.infer import Delta, End, InferRequest, Progress, Usage
+from llmlb.bus.messages.infer import Delta, Embedded, End, InferRequest, Progress, Usage
 from llmlb.router.gateway import sse
 from llmlb.router.gateway.http_errors import body_of
 
@@ -22,7 +22,7 @@ log = logging.getLogger("llmlb.router.gateway.answers")
 QUIET_S = 2.0
 """Without a token for this long, the event stream begins with comments, so that no proxy or client gives up."""
 
-Event = Progress | Delta | End
+Event = Progress | Delta | Embedded | End
 
 
 class Shape(Protocol):
@@ -88,7 +88,7 @@ async def respond_stream(request: Request, events: AsyncGenerator[Event, None], 
                 if isinstance(event, Delta):
                     if event.text:
                         out += shape.text(event.text)
-                else:
+                elif isinstance(event, End):
                     out += shape.last(event) + sse.DONE
                 if out and response is not None:
                     await response.send(out)

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from llmlb.bus.messages.infer import Delta, End, InferRequest, Progress
+from llmlb.bus.messages.infer import Delta, Embedded, End, InferRequest, Progress
 from llmlb.bus.messages.models import ModelDetails, ModelList, ModelStopped, RunningList
 from llmlb.bus.messages.router import ClusterModel, ClusterModelList, ClusterStatus, NodeApproved, NodeList
 from llmlb.bus.settings import Settings
@@ -15,7 +15,7 @@ from llmlb.bus.settings import Settings
 class Inference(Protocol):
     """Answers requests. See ``llmlb.router.dispatch.Dispatcher.stream``."""
 
-    def stream(self, request: InferRequest) -> AsyncGenerator[Progress | Delta | End, None]: ...
+    def stream(self, request: InferRequest) -> AsyncGenerator[Progress | Delta | Embedded | End, None]: ...
 
 
 class Models(Protocol):
