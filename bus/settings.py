@@ -73,6 +73,12 @@ def _auth(text: str) -> str:
     return text
 
 
+def _image_urls(text: str) -> str:
+    if text not in {"off", "public", "any"}:
+        raise ValueError("use off, public or any")
+    return text
+
+
 def _bus_url(text: str) -> str:
     for part in text.split(","):
         url = urlsplit(part.strip())
@@ -149,6 +155,9 @@ class Settings:
     num_threads: int | None = _setting(
         "LLMLB_NUM_THREADS", None, _positive, "CPU threads of one engine worker", shown="every core"
     )
+    memory_limit_bytes: int | None = _setting(
+        "LLMLB_MEMORY_LIMIT", None, parse_size, "memory that loaded models may take together", shown="what is free"
+    )
     load_timeout_s: float = _setting(
         "LLMLB_LOAD_TIMEOUT", 300.0, parse_duration, "time a model may take to load", shown="5m"
     )
@@ -157,6 +166,12 @@ class Settings:
     )
     max_body_bytes: int = _setting(
         "LLMLB_MAX_BODY_BYTES", 7 * 1024 * 1024, parse_size, "largest HTTP request body", shown="7MiB"
+    )
+    image_urls: str = _setting(
+        "LLMLB_IMAGE_URLS",
+        "off",
+        _image_urls,
+        "images behind http URLs in requests: `off`, fetched from `public` addresses, or from `any`",
     )
     drain_timeout_s: float = _setting(
         "LLMLB_DRAIN_TIMEOUT",

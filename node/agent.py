@@ -16,7 +16,7 @@ from nats.aio.msg import Msg
 
 from llmlb.bus import codec, subjects
 from llmlb.bus.connection import Bus
-from llmlb.bus.errors import BadMessage, BusError, Cancelled, EngineCrashed, LlmlbError, NodeBusy, NodeLost
+from llmlb.bus.errors import BadMessage, BusError, Cancelled, LlmlbError, NodeBusy, NodeLost
 from llmlb.bus.messages.errors import WireError
 from llmlb.bus.messages.infer import Accepted, CancelRequest, Failed, InferReply, InferRequest, Progress
 from llmlb.bus.messages.models import (
@@ -112,7 +112,8 @@ class NodeAgent:
         return ModelList(models=self._catalog.models(), inventory=self._catalog.inventory)
 
     async def show_model(self, request: ShowModel) -> ModelDetails:
-        return self._catalog.details(request.model)
+        details = self._catalog.details(request.model)
+        return details.model_copy(update={"problem": self.pool.failed().get(details.model.name)})
 
     async def list_running(self, _: ListRunning) -> RunningList:
         gpus = self.heart.reading.gpus
@@ -134,11 +135,15 @@ class NodeAgent:
                     queued=max(0, on_it - slots),
                     context_length=loaded.context_length,
                     expires_in_s=self.pool.expires_in_s(loaded.name),
+                    percent=loaded.percent if not loaded.slots else 100,
+                    same_answer=loaded.capabilities is not None and loaded.capabilities.same_answer,
                     vram_percent=sum(used) / len(used) if used else None,
                     gpu_temperature_c=max(hottest) if hottest else None,
                 )
             )
-        return RunningList(models=tuple(rows))
+        for name, why in self.pool.failed().items():
+            rows.append(RunningModel.of_failed(name, why))
+        return RunningList(models=tuple(sorted(rows, key=lambda row: row.name)))
 
     def _stopping(self, name: str) -> bool:
         return self.pool.state(name) == "stopping"
@@ -193,7 +198,11 @@ class NodeAgent:
         loading = asyncio.ensure_future(self.pool.ready(flight.model))  # noqa: TID251  # awaited right below
         try:
             while not (await asyncio.wait([loading], timeout=LOADING_PROGRESS_S))[0]:
-                await self._send(flight, Progress(request_id=flight.request_id, seq=flight.seq, phase="loading"))
+                percent = self.pool.loading_percent(flight.model.info.name)
+                progress = Progress(
+                    request_id=flight.request_id, seq=flight.seq, phase="loading", done=percent, total=100
+                )
+                await self._send(flight, progress)
             await self._hand_over(flight, await loading)
         except LlmlbError as error:
             await self._fail(flight, error)
@@ -240,7 +249,7 @@ class NodeAgent:
             if flight.loaded is not None:
                 self.pool.cancel(flight.loaded, handle)
 
-    async def _on_crash(self, handles: list[int], error: EngineCrashed) -> None:
+    async def _on_crash(self, handles: list[int], error: LlmlbError) -> None:
         for handle in handles:
             if (flight := self._flights.get(handle)) is not None:
                 await self._fail(flight, error)

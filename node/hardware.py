@@ -26,6 +26,20 @@ class HardwareReading:
     gpus: tuple[GpuReading, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Memory for models, in bytes."""
+
+    total_bytes: int
+    free_bytes: int
+
+
+def spare_memory() -> Memory | None:
+    """RAM that can be had now; None where the system does not say."""
+    total, available = memory()
+    return None if total is None or available is None else Memory(total, available)
+
+
 def process_memory_bytes(pid: int) -> int | None:
     """Resident memory of a process, None when it is gone or the system does not say (not Linux)."""
     try:
@@ -35,7 +49,12 @@ def process_memory_bytes(pid: int) -> int | None:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def _memory() -> tuple[int | None, int | None]:
+def own_memory_bytes() -> int | None:
+    """Resident memory of this process; None where the system does not say."""
+    return process_memory_bytes(os.getpid())
+
+
+def memory() -> tuple[int | None, int | None]:
     """RAM in all and available, in bytes; of the control group when its limit is lower (containers)."""
     try:
         rows = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
@@ -71,7 +90,7 @@ class Hardware:
         self._said = False
 
     def read(self) -> HardwareReading:
-        total, available = _memory()
+        total, available = memory()
         return HardwareReading(self._cpu_percent(), total, available, self._gpus())
 
     def _cpu_percent(self) -> float | None:

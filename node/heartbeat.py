@@ -100,6 +100,7 @@ class Heart:
                     name=loaded.name,
                     ready=loaded.is_ready,
                     slots=loaded.slots,
+                    same_answer=loaded.capabilities is not None and loaded.capabilities.same_answer,
                     running=len(loaded.handles),
                 )
                 for loaded in self._pool.loaded()

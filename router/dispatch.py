@@ -45,6 +45,7 @@ ACCEPT_TIMEOUT_S = 5.0
 CHUNKS_MAX = 100_000
 """Replies one stream may hold for a reader that does not read; more is a failure of the request."""
 
+Event = Progress | Delta | Embedded | End
 Reply = Accepted | Progress | Delta | Embedded | End | Failed
 
 # Worth another node, as long as the client has seen nothing. ModelUnknown: the node's list was older than its disk.
@@ -117,7 +118,7 @@ class Dispatcher:
         except BusError as error:
             inbox.put(NodeLost("an answer that can't be read", detail=error.detail))
 
-    async def stream(self, request: InferRequest) -> AsyncGenerator[Progress | Delta | Embedded | End, None]:
+    async def stream(self, request: InferRequest) -> AsyncGenerator[Event, None]:
         """The answer to a request: progress, deltas, one end.
 
         Raises LlmlbError, from the first step or any later one. Closing the generator, or cancelling the task that
@@ -141,7 +142,7 @@ class Dispatcher:
                 try:
                     async with contextlib.aclosing(self._attempt(node_id, sent)) as replies:
                         async for reply in replies:
-                            if isinstance(reply, Delta):
+                            if isinstance(reply, Delta | Embedded):
                                 first_token = first_token or time.monotonic()
                             elif isinstance(reply, End):
                                 end, status = reply, "ok"
@@ -194,7 +195,7 @@ class Dispatcher:
                 raise failure from None
             raise
 
-    async def _attempt(self, node_id: str, request: InferRequest) -> AsyncGenerator[Progress | Delta | Embedded | End, None]:
+    async def _attempt(self, node_id: str, request: InferRequest) -> AsyncGenerator[Event, None]:
         """One node's answer. Cancels on the node what did not come to its end."""
         stream = str(next(self._numbers))
         inbox = self._inboxes[stream] = _Inbox()

@@ -13,7 +13,6 @@ from pydantic import Field
 from llmlb.bus.messages.base import Message, Part
 from llmlb.bus.messages.errors import WireError
 
-
 FinishReason = Literal["stop", "length", "tool_calls"]
 
 
@@ -156,7 +155,7 @@ class Progress(InferReply):
 
     type: Literal["llmlb.infer.progress.v1"] = "llmlb.infer.progress.v1"
     phase: Literal["loading", "queued", "prefill"] = Field(description="what is going on")
-    done: int = Field(default=0, description="prompt tokens prefilled so far")
+    done: int = Field(default=0, description="prompt tokens prefilled so far; percent while loading")
     total: int = Field(default=0, description="prompt tokens in all; 0 while unknown")
 
 

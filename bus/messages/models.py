@@ -58,6 +58,7 @@ class ModelDetails(Message):
     template_source: Literal["model", "default"] = Field(description="out of the file, or llmlb's default")
     system: str | None = Field(default=None, description="default system prompt, where there is one")
     parameters: dict[str, str] = Field(default_factory=dict, description="metadata of the file, as text")
+    problem: str | None = Field(default=None, description="why it can't be loaded at the moment")
 
 
 class ListRunning(Message):
@@ -71,7 +72,7 @@ class RunningModel(Part):
 
     name: str = Field(description="the model's name")
     instance: str = Field(description="id of the loaded instance, 12 hex digits")
-    state: Literal["loading", "ready", "stopping"] = Field(description="where it is in its life")
+    state: Literal["loading", "ready", "stopping", "failed"] = Field(description="where it is in its life")
     size_bytes: int = Field(ge=0, description="memory in use by it, weights and KV cache")
     processor: str = Field(description="100% CPU, 100% GPU, 48%/52% CPU/GPU")
     slots: int = Field(ge=0, description="requests it can run at once")
@@ -85,6 +86,27 @@ class RunningModel(Part):
         default=None, description="VRAM in use on its GPUs, 0 to 100; None without a GPU"
     )
     gpu_temperature_c: float | None = Field(default=None, description="GPU temperature in °C; None without a GPU")
+    percent: int = Field(default=100, ge=0, le=100, description="how far loading is")
+    same_answer: bool = Field(
+        default=False, description="True: found out that load, cache and migration do not change an answer"
+    )
+    problem: str | None = Field(default=None, description="why it is failed")
+
+    @classmethod
+    def of_failed(cls, name: str, problem: str) -> RunningModel:
+        """The row of a model that crashed too often."""
+        return cls(
+            name=name,
+            instance="",
+            state="failed",
+            size_bytes=0,
+            processor="-",
+            slots=0,
+            running=0,
+            queued=0,
+            context_length=0,
+            problem=problem,
+        )
 
 
 class RunningList(Message):

@@ -26,6 +26,9 @@ class LoadedModel(Part):
     ready: bool = Field(description="False while it loads")
     slots: int = Field(ge=0, description="requests it can run at once; 0 while unknown")
     running: int = Field(ge=0, description="requests running or waiting on it")
+    same_answer: bool = Field(
+        default=False, description="True: found out that load, cache and migration do not change an answer"
+    )
 
 
 class Heartbeat(Message):

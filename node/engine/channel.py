@@ -19,7 +19,7 @@ class Kind(IntEnum):
     """What a frame carries."""
 
     CONTROL = 0
-    """Both ways: a JSON object with ``op`` (load, loaded, load_failed, loading)."""
+    """Both ways: a JSON object with ``op``: load; loading, loaded, load_failed, capabilities, alive."""
     SUBMIT = 1
     """To the worker: next sequence number (u32), then an InferRequest as it came from the bus."""
     CANCEL = 2

@@ -1,404 +1,380 @@
-"""GGUF models on llama.cpp: continuous batching over llama-cpp-python's low-level API.
+"""GGUF models on llama.cpp: continuous batching over its low-level API.
 
 Slots are sequences of one context. A step is one decode call for every answering slot, then one piece of prefill for
-one slot, so that a long prompt never stops running answers. Decode and prefill are separate calls, and prefill is cut
-at fixed positions counted from 0: the answer of a request then does not depend on what shares the batch (design.md,
-"The same answer": decode batches of 1 to 48 tokens give identical tokens, larger calls take other kernels).
+one slot, so that a long prompt never stops running answers. How calls are cut so that an answer depends on nothing but
+its request is in :mod:`llmlb.node.engine.kv`.
 
 Defaults where a request says nothing are llama.cpp's own: temperature 0.8, top_k 40, top_p 0.95, min_p 0.05.
 Source: common/common.h, ``common_params_sampling``.
-
-The only file that imports llama_cpp.
 """
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
-import random
+import threading
 import time
 from collections import deque
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
 
-# Before the library is loaded, which reads it once. At a barrier libgomp spins for milliseconds before it sleeps; with
-# any other process on the cores that costs a time slice a barrier. Measured on 2 cores with one other busy process:
-# 8 tokens/s with the default, 16 with 300; with idle cores no difference (29 and 33).
-os.environ.setdefault("GOMP_SPINCOUNT", "300")  # noqa: TID251  # written for a C library, not read
-
-import llama_cpp.llama_cpp as lib
-
-from llmlb.bus.errors import ContextOverflow, EngineCrashed, InvalidRequest, ModelLoadFailed
-from llmlb.bus.messages.infer import InferRequest, Sampling, Timings, Usage
+from llmlb.bus.errors import ContextOverflow, EngineCrashed, InvalidRequest, LlmlbError
+from llmlb.bus.messages.infer import FinishReason, InferRequest
+from llmlb.node.engine import kv
+from llmlb.node.engine.embedding import Embedder
+from llmlb.node.engine.grammars import grammar_for
 from llmlb.node.engine.interface import Capabilities, Handle, LoadOptions, Piece, Sink
-from llmlb.node.engine.streamer import TextStreamer
+from llmlb.node.engine.jobs import Job
+from llmlb.node.engine.llama_library import (
+    Context,
+    ContextSize,
+    GrammarMask,
+    ImageChunk,
+    Logits,
+    Model,
+    Projector,
+    schema_grammar,
+)
+from llmlb.node.engine.prompts import PromptMaker, RenderedPrompt, reader_for
+from llmlb.node.engine.sampling import Sampler
+from llmlb.node.engine.selftest import SelfTest
 from llmlb.node.engine.templates import ChatTemplate
 
 log = logging.getLogger("llmlb.node.engine.llama_cpp")
 
-PREFILL_CHUNK = 128
-"""Prompt tokens of one prefill call. Cuts are at its multiples, counted from position 0."""
-REPLAY_CHUNK = 32
-"""Tokens of one call that replays an answer begun elsewhere: small enough to take the decode kernels."""
+BATCH = 512
+"""Tokens of a prefill call at most, when no answer waits for it."""
+SLICE_S = 0.25
+"""Time of a prefill call at most, while answers wait for it."""
+IDLE_SLICE_S = 1.0
+"""Time of a prefill call at most, while nothing else does: a sign of life is due each second."""
 DEFAULT_SLOTS = 4
-MAX_SLOTS = 48
+MAX_SLOTS = kv.SMALL
 DEFAULT_CONTEXT = 4096
-PENDING_MAX = 512
 PROGRESS_INTERVAL_S = 0.5
-PENALTY_WINDOW = 64
-DEFAULT_TEMPERATURE, DEFAULT_TOP_K, DEFAULT_TOP_P, DEFAULT_MIN_P = 0.8, 40, 0.95, 0.05
-
-_PIECE_BYTES = 256
-_GGML_LOG_LEVEL_ERROR = 4
-
-_last_errors: deque[str] = deque(maxlen=5)
-
-
-@lib.llama_log_callback  # type: ignore[untyped-decorator]
-def _log_callback(level: int, text: bytes, _: Any) -> None:
-    """llama.cpp's log: errors are kept for messages, the rest is dropped. Lives as long as the library calls it."""
-    if level >= _GGML_LOG_LEVEL_ERROR:
-        _last_errors.append(text.decode(errors="replace").strip())
-
-
-@dataclass(slots=True)
-class _Slot:
-    """One request at work, or waiting with ``seq`` -1."""
-
-    handle: Handle
-    request: InferRequest
-    prompt: list[int]
-    streamer: TextStreamer
-    queued_at: float
-    seq: int = -1
-    past: int = 0
-    """Tokens in the KV cache."""
-    replayed: int = 0
-    """Tokens of the continuation that are in the KV cache."""
-    sampled: int = 0
-    """Tokens of the answer, those of the continuation included."""
-    next_token: int = -1
-    unsent: list[int] = field(default_factory=list)
-    sampler: Any = None
-    started_at: float = 0.0
-    first_token_at: float = 0.0
-    reported_at: float = 0.0
+_ABORTED = 2
+_MARKS = ("<|channel|>", "<|message|>", "<|start|>", "<|end|>", "[ARGS]")
 
 
 class LlamaCppEngine:
     """One GGUF model. Implements :class:`llmlb.node.engine.interface.Engine`.
 
-    A full pending list (PENDING_MAX) is NodeBusy for the agent to check through ``slots`` and its own count; here it
-    only bounds memory.
+    How many requests wait is bounded by the agent, which counts them.
     """
 
-    def __init__(self, options: LoadOptions) -> None:
+    def __init__(self, options: LoadOptions, progress: Callable[[float], None] = lambda share: None) -> None:
         """Load the model. Raises ModelLoadFailed with llama.cpp's last words."""
-        self._model_name = options.model
-        _last_errors.clear()
-        lib.llama_log_set(_log_callback, ctypes.c_void_p(0))
-        lib.llama_backend_init()
-        self._model = self._load_model(options)
-        self._vocab = lib.llama_model_get_vocab(self._model)
-        self._n_vocab = lib.llama_vocab_n_tokens(self._vocab)
-        trained = lib.llama_model_n_ctx_train(self._model)
+        self.model = Model(options.path, options.model, gpu_layers=options.gpu_layers, progress=progress)
         self.slots = min(options.slots or DEFAULT_SLOTS, MAX_SLOTS)
-        self.context_length = min(options.context_length or DEFAULT_CONTEXT, trained)
-        self._context = self._make_context(options)
-        self.context_length = lib.llama_n_ctx_seq(self._context)
-        self._memory = lib.llama_get_memory(self._context)
-        self._template = ChatTemplate(
-            options.template,
-            bos=self._special_text(lib.llama_vocab_bos(self._vocab)),
-            eos=self._special_text(lib.llama_vocab_eos(self._vocab)),
-        )
-        self._batch = lib.llama_batch_init(max(PREFILL_CHUNK, MAX_SLOTS), 0, 1)
-        self._piece_buffer = ctypes.create_string_buffer(_PIECE_BYTES)
-        self._pieces: dict[int, bytes] = {}
+        threads = options.threads or os.cpu_count() or 1
+        tokens = min(options.context_length or DEFAULT_CONTEXT, self.model.trained_context)
+        self.context = Context(self.model, ContextSize(self.slots, tokens, max(BATCH, MAX_SLOTS), threads))
+        self.context_length = self.context.tokens
+        template = ChatTemplate(options.template, bos=self.model.bos, eos=self.model.eos)
+        self._prompts = PromptMaker(template)
+        self._projector = Projector(self.model, options.projector, threads=threads) if options.projector else None
+        self._embedder = Embedder(self.model, self.context, threads)
+        self._marks = self._marker_pieces(template.text)
+        self._held = [kv.Held() for _ in range(self.slots)]
+        self._used_at = [0.0] * self.slots
         self._free = list(range(self.slots))
-        self._pending: deque[_Slot] = deque()
-        self._prefilling: deque[_Slot] = deque()
-        self.capabilities = Capabilities()
-        self._answering: list[_Slot] = []
+        self._pending: deque[Job] = deque()
+        self._prefilling: deque[Job] = deque()
+        self._answering: list[Job] = []
+        self._token_s = 0.0
+        self._stop_prefill = threading.Event()
+        self._prefill_handle: Handle | None = None
+        self.context.abort_when(self._stop_prefill.is_set)
+        self.capabilities = Capabilities(
+            chat=self.context.has_memory,
+            vision=self._projector is not None and self._projector.vision,
+            embedding=True,
+            tools=self.context.has_memory,
+        )
+        self._self_test = SelfTest(self.model, self.context, self.slots) if self.context.has_memory else None
 
-    # Loading
+    def _marker_pieces(self, template: str) -> dict[int, bytes]:
+        """Control tokens that the reader of answers has to see; all others have no text."""
+        from llmlb.node.engine.reasoning import FAMILIES
+        from llmlb.node.engine.tools import LLAMA3, MISTRAL
 
-    def _load_model(self, options: LoadOptions) -> Any:
-        params = lib.llama_model_default_params()
-        params.n_gpu_layers = -1
-        model = lib.llama_model_load_from_file(options.path.encode(), params)
-        if not model:
-            said = "; ".join(_last_errors) or "no reason given"
-            raise ModelLoadFailed(f"llama.cpp could not load {options.model}: {said}", detail=options.path)
-        return model
-
-    def _make_context(self, options: LoadOptions) -> Any:
-        params = lib.llama_context_default_params()
-        params.n_ctx = self.context_length * self.slots
-        params.n_seq_max = self.slots
-        params.n_batch = params.n_ubatch = max(PREFILL_CHUNK, MAX_SLOTS)
-        params.n_threads = params.n_threads_batch = options.threads or os.cpu_count() or 1
-        params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
-        params.kv_unified = False
-        params.no_perf = True
-        context = lib.llama_init_from_model(self._model, params)
-        if not context:
-            # Some models have no flash attention kernel for their head size.
-            params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
-            context = lib.llama_init_from_model(self._model, params)
-        if not context:
-            said = "; ".join(_last_errors) or "no reason given"
-            raise ModelLoadFailed(
-                f"llama.cpp could not make {self.slots} slots of {self.context_length} tokens "
-                f"for {options.model}: {said}"
-            )
-        return context
-
-    # Text and tokens
-
-    def _special_text(self, token: int) -> str:
-        if token < 0:
-            return ""
-        text = lib.llama_vocab_get_text(self._vocab, token)
-        return text.decode(errors="replace") if text else ""
-
-    def _tokenize(self, text: str, *, add_special: bool) -> list[int]:
-        data = text.encode("utf-8", "surrogatepass")
-        size = len(data) + 8
-        buffer = (lib.llama_token * size)()
-        count = lib.llama_tokenize(self._vocab, data, len(data), buffer, size, add_special, True)
-        if count < 0:
-            raise InvalidRequest("the prompt can't be turned into tokens", param="messages")
-        return list(buffer[:count])
-
-    def _prompt_tokens(self, request: InferRequest) -> list[int]:
-        if request.kind == "completion":
-            return self._tokenize(request.prompt or "", add_special=True)
-        text = self._template.render(request.messages)
-        bos = lib.llama_vocab_bos(self._vocab)
-        wants_bos = bool(lib.llama_vocab_get_add_bos(self._vocab)) and bos >= 0
-        has_bos = wants_bos and text.startswith(self._special_text(bos))
-        return self._tokenize(text, add_special=not has_bos)
-
-    def _piece(self, token: int) -> bytes:
-        piece = self._pieces.get(token)
-        if piece is None:
-            count = lib.llama_token_to_piece(self._vocab, token, self._piece_buffer, _PIECE_BYTES, 0, False)
-            if count < 0:
-                buffer = ctypes.create_string_buffer(-count)
-                count = lib.llama_token_to_piece(self._vocab, token, buffer, -count, 0, False)
-                piece = buffer.raw[:count]
-            else:
-                piece = self._piece_buffer.raw[:count]
-            self._pieces[token] = piece
-        return piece
-
-    def _make_sampler(self, sampling: Sampling) -> Any:
-        chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
-
-        def add(sampler: Any) -> None:
-            lib.llama_sampler_chain_add(chain, sampler)
-
-        if sampling.repeat_penalty != 1.0 or sampling.frequency_penalty != 0.0 or sampling.presence_penalty != 0.0:
-            add(
-                lib.llama_sampler_init_penalties(
-                    self._n_vocab,
-                    PENALTY_WINDOW,
-                    sampling.repeat_penalty,
-                    sampling.frequency_penalty,
-                    sampling.presence_penalty,
-                )
-            )
-        temperature = DEFAULT_TEMPERATURE if sampling.temperature is None else sampling.temperature
-        if temperature == 0.0:
-            add(lib.llama_sampler_init_greedy())
-            return chain
-        top_k = DEFAULT_TOP_K if sampling.top_k is None else sampling.top_k
-        top_p = DEFAULT_TOP_P if sampling.top_p is None else sampling.top_p
-        min_p = DEFAULT_MIN_P if sampling.min_p is None else sampling.min_p
-        seed = random.getrandbits(32) if sampling.seed is None else sampling.seed & 0xFFFFFFFF
-        if top_k > 0:
-            add(lib.llama_sampler_init_top_k(top_k))
-        if top_p < 1.0:
-            add(lib.llama_sampler_init_top_p(top_p, 1))
-        if min_p > 0.0:
-            add(lib.llama_sampler_init_min_p(min_p, 1))
-        add(lib.llama_sampler_init_temp(temperature))
-        # LLAMA_DEFAULT_SEED (0xFFFFFFFF) means "random" to llama.cpp.
-        add(lib.llama_sampler_init_dist(0xFFFFFFFE if seed == 0xFFFFFFFF else seed))
-        return chain
+        texts = {text for family in FAMILIES for text in (family.open, family.close)}
+        texts.update(LLAMA3.opens, MISTRAL.opens)
+        if "<|channel|>" in template:
+            texts.update(_MARKS)
+        pieces = {}
+        for text in texts:
+            tokens = self.model.tokenize(text, add_special=False) if text else []
+            if len(tokens) == 1:
+                pieces[tokens[0]] = text.encode()
+        return pieces
 
     # Requests
 
     def submit(self, handle: Handle, request: InferRequest) -> None:
-        """Take a request in. Raises InvalidRequest (template), ContextOverflow."""
-        prompt = self._prompt_tokens(request)
-        if not prompt:
-            raise InvalidRequest("the prompt is empty", param="prompt" if request.kind == "completion" else "messages")
-        if len(prompt) + len(request.continuation) >= self.context_length:
+        """Take a request in. Raises InvalidRequest (template, images, schema, capability), ContextOverflow."""
+        if request.kind == "embedding":
+            self._embedder.submit(handle, request)
+            return
+        if not self.capabilities.chat:
+            raise InvalidRequest(f"{self.model.name} is an embedding model; it can't answer", param="model")
+        rendered = self._prompts.render(request)
+        if rendered.images and not self.capabilities.vision:
+            raise InvalidRequest(f"{self.model.name} takes text only: it has no vision capability", param="messages")
+        job = Job(handle, request, rendered, [], reader_for(request, rendered))
+        try:
+            self._prepare(job, rendered)
+        except LlmlbError:
+            job.close()
+            raise
+        self._pending.append(job)
+
+    def _prepare(self, job: Job, rendered: RenderedPrompt) -> None:
+        """Tokens, room and grammar of a request."""
+        request = job.request
+        param = "messages" if request.kind == "chat" else "prompt"
+        if rendered.images and self._projector is not None:
+            job.images = self._projector.prompt(rendered.pieces, add_special=False)
+            job.parts += job.images.parts
+        elif request.kind == "chat":
+            job.parts.append(self.model.tokenize_rendered(rendered.text))
+        else:
+            job.parts.append(self.model.tokenize(rendered.text, add_special=True))
+        if not job.prompt_tokens:
+            raise InvalidRequest("the prompt is empty", param=param)
+        if not isinstance(job.parts[-1], list):
+            raise InvalidRequest("the prompt must not end with an image", param=param)
+        if job.prompt_positions + len(request.continuation) >= self.context_length:
             raise ContextOverflow(
-                f"the prompt has {len(prompt)} tokens; the context of {self._model_name} holds "
+                f"the prompt has {job.prompt_tokens} tokens; the context of {self.model.name} holds "
                 f"{self.context_length}, and the answer needs at least one",
-                param="messages" if request.kind == "chat" else "prompt",
+                param=param,
             )
-        self._pending.append(
-            _Slot(
-                handle=handle,
-                request=request,
-                prompt=prompt,
-                streamer=TextStreamer(request.sampling.stop),
-                queued_at=time.monotonic(),
-            )
-        )
+        grammar = grammar_for(request, rendered, schema_grammar)
+        if grammar is not None:
+            job.grammar = GrammarMask(self.model, grammar)
+        job.sampler = Sampler(request.sampling, prompt=job.plain)
+
+    def interrupt(self, handle: Handle) -> None:
+        """A cancellation of this request is on its way: end the prefill call it is in. From any thread."""
+        if self._prefill_handle == handle:
+            self._stop_prefill.set()
 
     def cancel(self, handle: Handle) -> bool:
-        for slot in [*self._answering, *self._prefilling, *self._pending]:
-            if slot.handle == handle:
-                self._release(slot)
+        for job in [*self._answering, *self._prefilling, *self._pending]:
+            if job.handle == handle:
+                self._release(job)
                 return True
-        return False
+        return self._embedder.cancel(handle)
 
-    def _release(self, slot: _Slot) -> None:
+    def _release(self, job: Job) -> None:
+        """Its slot is free; what its cache holds stays for a later prompt."""
         for where in (self._answering, self._prefilling, self._pending):
-            if slot in where:
-                where.remove(slot)
-        if slot.sampler is not None:
-            lib.llama_sampler_free(slot.sampler)
-            slot.sampler = None
-        if slot.seq >= 0:
-            lib.llama_memory_seq_rm(self._memory, slot.seq, -1, -1)
-            self._free.append(slot.seq)
-            slot.seq = -1
+            if job in where:
+                where.remove(job)
+        if job.seq >= 0:
+            self._held[job.seq] = job.held() if self.model.removable else kv.Held()
+            self._used_at[job.seq] = time.monotonic()
+            self._free.append(job.seq)
+            job.seq = -1
+        job.close()
 
     # Work
 
     def step(self, sink: Sink) -> bool:
-        while self._pending and self._free:
-            slot = self._pending.popleft()
-            slot.seq = self._free.pop(0)
-            slot.sampler = self._make_sampler(slot.request.sampling)
-            slot.started_at = time.monotonic()
-            self._prefilling.append(slot)
-        if not self._answering and not self._prefilling:
-            return False
+        self._admit()
         if self._answering:
             self._decode(sink)
         if self._prefilling:
             self._prefill(sink)
+        elif self._embedder.step(sink):
+            return True
         self._report_waiting(sink)
-        return True
+        if self._answering or self._prefilling:
+            return True
+        return self._test_a_little()
+
+    def _test_a_little(self) -> bool:
+        """Nothing to do: go on with the self-test. False when there is none left."""
+        if self._self_test is None:
+            return False
+        safe = self._self_test.step()
+        if safe is None:
+            return True
+        self._self_test = None
+        self._held = [kv.Held() for _ in range(self.slots)]
+        self.capabilities = Capabilities(
+            chat=self.capabilities.chat,
+            vision=self.capabilities.vision,
+            embedding=self.capabilities.embedding,
+            tools=self.capabilities.tools,
+            same_answer=safe,
+        )
+        return False
+
+    def _admit(self) -> None:
+        while self._pending and self._free:
+            job = self._pending.popleft()
+            held = list(self._held)
+            for busy in [*self._answering, *self._prefilling]:
+                held[busy.seq] = busy.held()
+            if not self.model.removable:
+                held = [kv.Held() for _ in held]
+            choice = kv.choose(job.plain, self._free, held, self._used_at)
+            reuse = choice.reuse if job.plain else 0
+            if choice.copy_from is not None and reuse:
+                self.context.copy(choice.copy_from, choice.sequence)
+            if not self.context.forget(choice.sequence, reuse):
+                self.context.forget(choice.sequence)
+                reuse = 0
+            self._free.remove(choice.sequence)
+            job.begin(choice.sequence, reuse)
+            self._prefilling.append(job)
 
     def _report_waiting(self, sink: Sink) -> None:
         now = time.monotonic()
-        for slot in self._pending:
-            if now - slot.reported_at >= PROGRESS_INTERVAL_S:
-                slot.reported_at = now
-                sink.progress(slot.handle, "queued", 0, len(slot.prompt))
+        for job in self._pending:
+            if now - job.reported_at >= PROGRESS_INTERVAL_S:
+                job.reported_at = now
+                sink.progress(job.handle, "queued", 0, job.prompt_tokens)
 
-    def _run(self, items: list[tuple[int, int, int, bool]]) -> int:
-        """One llama_decode of (token, position, sequence, want logits) items; its return code."""
-        batch = self._batch
-        batch.n_tokens = len(items)
-        for i, (token, position, sequence, logits) in enumerate(items):
-            batch.token[i] = token
-            batch.pos[i] = position
-            batch.n_seq_id[i] = 1
-            batch.seq_id[i][0] = sequence
-            batch.logits[i] = logits
-        return int(lib.llama_decode(self._context, batch))
-
-    def _fail(self, slots: list[_Slot], sink: Sink, code: int) -> None:
-        for slot in slots:
-            self._release(slot)
-            sink.failed(slot.handle, EngineCrashed(f"llama.cpp failed to decode (code {code})"))
+    def _fail(self, jobs: list[Job], sink: Sink, code: int) -> None:
+        for job in jobs:
+            seq = job.seq
+            self._release(job)
+            self._held[seq] = kv.Held()
+            sink.failed(job.handle, EngineCrashed(f"llama.cpp failed to decode (code {code})"))
 
     def _decode(self, sink: Sink) -> None:
-        slots = list(self._answering)
-        code = self._run([(slot.next_token, slot.past, slot.seq, True) for slot in slots])
+        """One token for every answering slot; two for one whose second row was guessed right."""
+        jobs = sorted(self._answering, key=lambda job: job.seq)
+        guesses = self._second_rows(jobs)
+        rows: list[tuple[int, int, int, bool]] = []
+        for job in jobs:
+            rows.append((job.next_token, job.past, job.seq, True))
+            if job.handle in guesses:
+                rows.append((guesses[job.handle], job.past + 1, job.seq, True))
+        code = self.context.decode(rows)
         if code != 0:
-            self._fail(slots, sink, code)
+            self._fail(jobs, sink, code)
             return
-        for index, slot in enumerate(slots):
-            slot.past += 1
-            self._take_token(slot, index, sink)
+        logits = self.context.logits(len(rows))
+        row = 0
+        for job in jobs:
+            job.past += 1
+            guess = guesses.get(job.handle)
+            going = self._take_token(job, logits[row], sink)
+            row += 1
+            if guess is None:
+                continue
+            if going and job.next_token == guess:
+                job.past += 1
+                self._take_token(job, logits[row], sink)
+            elif going:
+                self.context.forget(job.seq, job.past)
+            row += 1
+
+    def _second_rows(self, jobs: list[Job]) -> dict[Handle, int]:
+        """Guesses for the slots whose single row would take another kernel than a row among others."""
+        guesses = {}
+        by_seq = {job.seq: job for job in jobs}
+        for run in kv.runs(sorted(by_seq)):
+            job = by_seq[run[0]]
+            room = job.past + 2 <= self.context_length
+            if len(run) == 1 and job.past + 1 > kv.LONE_MAX and room and self.model.removable:
+                guesses[job.handle] = job.guess()
+        return guesses
+
+    def _room(self) -> int:
+        """Tokens of the next large call at most."""
+        if not self._token_s:
+            return 2 * kv.BLOCK  # nothing is known about the speed yet
+        slice_s = SLICE_S if self._answering else IDLE_SLICE_S
+        return max(kv.BLOCK, min(BATCH, int(slice_s / self._token_s)))
 
     def _prefill(self, sink: Sink) -> None:
-        slot = self._prefilling[0]
+        job = self._prefilling[0]
         self._prefilling.rotate(-1)
-        if slot.past < len(slot.prompt):
-            stop = min(len(slot.prompt), (slot.past // PREFILL_CHUNK + 1) * PREFILL_CHUNK)
-            tokens = slot.prompt[slot.past : stop]
-        else:
-            tokens = list(slot.request.continuation[slot.replayed : slot.replayed + REPLAY_CHUNK])
-            slot.replayed += len(tokens)
-        done = slot.past + len(tokens)
-        whole = done == len(slot.prompt) + len(slot.request.continuation)
-        last = len(tokens) - 1
-        code = self._run([(t, slot.past + i, slot.seq, whole and i == last) for i, t in enumerate(tokens)])
+        call, whole = job.next_call(self._room())
+        began = time.monotonic()
+        code = self._call(job, call, whole)
+        if code == _ABORTED:
+            self.context.forget(job.seq, job.past)  # its cancellation comes next; otherwise the call is made again
+            return
         if code != 0:
-            self._fail([slot], sink, code)
+            self._fail([job], sink, code)
             return
-        slot.past = done
-        if not whole:
+        if isinstance(call, list) and len(call) >= kv.BLOCK:
+            took = (time.monotonic() - began) / len(call)
+            self._token_s = took if not self._token_s else 0.7 * self._token_s + 0.3 * took
+        job.advance(call)
+        if not job.prefilled:
             now = time.monotonic()
-            if now - slot.reported_at >= PROGRESS_INTERVAL_S:
-                slot.reported_at = now
-                sink.progress(slot.handle, "prefill", min(done, len(slot.prompt)), len(slot.prompt))
+            if now - job.reported_at >= PROGRESS_INTERVAL_S:
+                job.reported_at = now
+                total = job.prompt_tokens
+                sink.progress(job.handle, "prefill", min(job.past, total), total)
             return
-        self._prefilling.remove(slot)
-        self._answering.append(slot)
-        for token in slot.request.continuation:
-            # What the client has already is not sent again; only the streamer's held-back end matters.
-            lib.llama_sampler_accept(slot.sampler, token)
-            slot.streamer.feed(self._piece(token))
-            slot.sampled += 1
-        self._take_token(slot, last, sink)
+        self._prefilling.remove(job)
+        self._answering.append(job)
+        job.resume(self.model, self._marks)
+        self._take_token(job, self.context.logits(1)[0], sink)
 
-    def _take_token(self, slot: _Slot, index: int, sink: Sink) -> None:
-        """Sample from the logits of batch item ``index`` and send what may be sent."""
-        token = int(lib.llama_sampler_sample(slot.sampler, self._context, index))
-        if slot.first_token_at == 0.0:
-            slot.first_token_at = time.monotonic()
-        slot.sampled += 1
-        slot.next_token = token
-        if lib.llama_vocab_is_eog(self._vocab, token):
-            self._finish(slot, "stop", sink)
-            return
-        slot.unsent.append(token)
-        text = slot.streamer.feed(self._piece(token))
-        limit = slot.request.sampling.max_tokens
-        if slot.streamer.stopped:
-            self._send(slot, text, sink)
-            self._finish(slot, "stop", sink)
-        elif (limit is not None and slot.sampled >= limit) or slot.past + 1 >= self.context_length:
-            self._send(slot, text + slot.streamer.finish(), sink)
-            self._finish(slot, "length", sink)
-        elif text:
-            self._send(slot, text, sink)
+    def _call(self, job: Job, call: list[int] | ImageChunk, wanted: bool) -> int:
+        """One call of prefill; its return code."""
+        self._stop_prefill.clear()
+        self._prefill_handle = job.handle
+        try:
+            if isinstance(call, ImageChunk):
+                assert self._projector is not None
+                return self._projector.decode(self.context, call, job.past, job.seq)
+            if len(call) > 1 or job.past + 1 <= kv.LONE_MAX or job.past + 2 > self.context_length:
+                return self.context.decode_run(call, job.past, job.seq, wanted=wanted)
+            second = (call[0], job.past + 1, job.seq, False)
+            code = self.context.decode([(call[0], job.past, job.seq, wanted), second])
+            self.context.forget(job.seq, job.past + 1)
+            return code
+        finally:
+            self._prefill_handle = None
+            self._stop_prefill.clear()
 
-    def _send(self, slot: _Slot, text: str, sink: Sink) -> None:
-        if text or slot.unsent:
-            sink.delta(slot.handle, Piece(text, token_ids=tuple(slot.unsent)))
-            slot.unsent.clear()
+    def _take_token(self, job: Job, logits: Logits, sink: Sink) -> bool:
+        """Sample from logits and send what may be sent. False when the answer is over."""
+        token = job.sample(self.model, logits)
+        if self.model.ends(token):
+            self._finish(job, "stop", Piece(), sink)
+            return False
+        job.unsent.append(token)
+        piece = job.reader.feed(self._marks.get(token) or self.model.piece(token))
+        limit = job.request.sampling.max_tokens
+        if job.reader.stopped or (job.reader.called and not job.request.parallel_tool_calls):
+            self._finish(job, "stop", piece, sink)
+        elif (limit is not None and job.sampled >= limit) or job.past + 1 >= self.context_length:
+            self._finish(job, "length", piece, sink)
+        else:
+            if (packed := job.pack(piece)) is not None:
+                sink.delta(job.handle, packed)
+            return True
+        return False
 
-    def _finish(self, slot: _Slot, reason: Any, sink: Sink) -> None:
-        if reason == "stop" and not slot.streamer.stopped:
-            self._send(slot, slot.streamer.finish(), sink)
-        now = time.monotonic()
-        usage = Usage(prompt_tokens=len(slot.prompt), completion_tokens=slot.sampled)
-        timings = Timings(
-            queue_ms=(slot.started_at - slot.queued_at) * 1000,
-            prefill_ms=(slot.first_token_at - slot.started_at) * 1000,
-            decode_ms=(now - slot.first_token_at) * 1000,
-        )
-        self._release(slot)
-        sink.end(slot.handle, reason, usage, timings)
+    def _finish(self, job: Job, reason: FinishReason, piece: Piece, sink: Sink) -> None:
+        rest = job.reader.finish()
+        piece.text += rest.text
+        piece.reasoning += rest.reasoning
+        piece.tool_calls += rest.tool_calls
+        if (packed := job.pack(piece)) is not None:
+            sink.delta(job.handle, packed)
+        if reason == "stop" and job.reader.called:
+            reason = "tool_calls"
+        usage, timings = job.usage(), job.timings()
+        self._release(job)
+        sink.end(job.handle, reason, usage, timings)
 
     def close(self) -> None:
         """Free context and model; requests still here are forgotten."""
-        for slot in [*self._answering, *self._prefilling, *self._pending]:
-            self._release(slot)
-        lib.llama_batch_free(self._batch)
-        lib.llama_free(self._context)
-        lib.llama_model_free(self._model)
+        for job in [*self._answering, *self._prefilling, *self._pending]:
+            job.close()
+        self._embedder.close()
+        if self._projector is not None:
+            self._projector.close()
+        self.context.close()
+        self.model.close()

@@ -13,12 +13,14 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from llmlb.bus.errors import Conflict, EngineCrashed, LlmlbError, NodeBusy
+from llmlb.bus.errors import Conflict, EngineCrashed, LlmlbError, ModelLoadFailed, NodeBusy, OutOfMemory
 from llmlb.bus.settings import Settings
 from llmlb.bus.tasks import Background
-from llmlb.node.engine.interface import LoadOptions
-from llmlb.node.engine.process import EngineProcess
-from llmlb.node.lifecycle import Lifecycle, Load, Unload
+from llmlb.node.engine.interface import Capabilities, LoadOptions
+from llmlb.node.engine.process import EngineProcess, Listener
+from llmlb.node.hardware import Memory, process_memory_bytes, spare_memory
+from llmlb.node.lifecycle import CRASHES_MAX, Lifecycle, Load, Unload
+from llmlb.node.memory import KEPT_FREE, Plan, kv_bytes_per_token, plan
 from llmlb.node.store.catalog import StoredModel
 
 log = logging.getLogger("llmlb.node.engine.pool")
@@ -27,9 +29,15 @@ TICK_S = 0.5
 PENDING_PER_SLOT = 16
 """Requests a model takes beyond its slots, for each slot; more is NodeBusy and goes to another node."""
 
+PRESSURE = 0.9
+"""Share of the memory in use from which on idle models are unloaded, least recently used first."""
+PRESSURE_EVERY_S = 2.0
+"""Between two such unloads, so that the memory of one is seen to be free before the next goes."""
+
 OnReply = Callable[[int, bytes, bool], Awaitable[None]]
-OnCrash = Callable[[list[int], EngineCrashed], Awaitable[None]]
+OnCrash = Callable[[list[int], LlmlbError], Awaitable[None]]
 OnChange = Callable[[], None]
+MakeProcess = Callable[[Listener], EngineProcess]
 
 
 @dataclass(slots=True)
@@ -43,6 +51,9 @@ class Loaded:
     """Requests it runs at once; 0 while it loads."""
     context_length: int = 0
     pid: int | None = None
+    percent: int = 0
+    """How far loading is."""
+    capabilities: Capabilities | None = None
     handles: set[int] = field(default_factory=set)
     ready: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
@@ -61,6 +72,8 @@ class Pool(Protocol):
     def open(self) -> None: ...
     def loaded(self) -> list[Loaded]: ...
     def state(self, name: str) -> str: ...
+    def failed(self) -> dict[str, str]: ...
+    def loading_percent(self, name: str) -> int: ...
     def expires_in_s(self, name: str) -> float | None: ...
     def ready_now(self, name: str) -> Loaded | None: ...
     async def ready(self, model: StoredModel) -> Loaded: ...
@@ -87,7 +100,13 @@ class _WorkerListener:
             self._pool.finished(self._loaded, handle)
         await self._pool.on_reply(handle, data, last)
 
-    async def on_exit(self, error: EngineCrashed | None) -> None:
+    def on_loading(self, percent: int) -> None:
+        self._loaded.percent = percent
+
+    def on_capabilities(self, capabilities: Capabilities) -> None:
+        self._pool.learned(self._loaded, capabilities)
+
+    async def on_exit(self, error: LlmlbError | None) -> None:
         await self._pool.worker_gone(self._loaded, error)
 
 
@@ -103,6 +122,9 @@ class EnginePool:
         self._loaded: dict[str, Loaded] = {}
         self._waiting_unload: dict[str, asyncio.Event] = {}
         self._background = Background("engines")
+        self._pressed_at = 0.0
+        self.make_process: MakeProcess = EngineProcess
+        """What makes a worker."""
 
     def open(self) -> None:
         """Begin to watch for models whose keep-alive is over."""
@@ -114,6 +136,26 @@ class EnginePool:
 
     def state(self, name: str) -> str:
         return self._life.state(name)
+
+    def failed(self) -> dict[str, str]:
+        """Models that crashed too often to be tried again now, and why."""
+        return self._life.failed()
+
+    def loading_percent(self, name: str) -> int:
+        """How far loading a model is, 0 to 100."""
+        loaded = self._loaded.get(name)
+        return 0 if loaded is None else loaded.percent
+
+    def learned(self, loaded: Loaded, capabilities: Capabilities) -> None:
+        """Its worker found out what the model can do."""
+        loaded.capabilities = capabilities
+        log.info(
+            "model_capabilities model=%s vision=%s same_answer=%s",
+            loaded.name,
+            capabilities.vision,
+            capabilities.same_answer,
+        )
+        self._on_change()
 
     def expires_in_s(self, name: str) -> float | None:
         """Seconds until an idle model is unloaded; None: never, or busy for ever."""
@@ -137,6 +179,11 @@ class EnginePool:
             await gone.wait()
         self._apply(self._life.want(name, time.monotonic()), model)
         loaded = self._loaded.get(name)
+        if loaded is None and (why := self._life.failed().get(name)) is not None:
+            raise ModelLoadFailed(
+                f"{name} is failed: it crashed {CRASHES_MAX} times in a row, last: {why}. "
+                f"'llmlb node stop {name}' lets it be tried again"
+            )
         if loaded is None:
             raise NodeBusy(f"{name} is being unloaded")
         self._life.started(name, time.monotonic())
@@ -172,11 +219,15 @@ class EnginePool:
         """A request ended; called once for each."""
         if handle in loaded.handles:
             loaded.handles.discard(handle)
+            self._life.answered(loaded.name)
             self._apply(self._life.finished(loaded.name, time.monotonic()))
 
     async def stop(self, name: str) -> None:
-        """Unload a model once what runs on it has ended. Raises Conflict when it is not loaded."""
+        """Unload a model once what runs on it has ended; forget that it failed. Raises Conflict when it is neither."""
+        forgiven = self._life.forgive(name)
         if name not in self._loaded:
+            if forgiven:
+                return
             raise Conflict(f"model '{name}' is not loaded", param="model")
         gone = self._waiting_unload.setdefault(name, asyncio.Event())
         self._apply(self._life.stop(name, time.monotonic()))
@@ -186,31 +237,30 @@ class EnginePool:
         for effect in effects or []:
             if isinstance(effect, Load) and model is not None:
                 loaded = self._loaded[effect.model] = Loaded(model)
-                self._background.start(self._load(loaded), f"load.{effect.model}")
+                self._background.start(self._load(loaded, effect.after_s), f"load.{effect.model}")
             elif isinstance(effect, Unload):
                 self._waiting_unload.setdefault(effect.model, asyncio.Event())
                 self._background.start(self._unload(effect.model), f"unload.{effect.model}")
 
-    async def _load(self, loaded: Loaded) -> None:
-        began = time.monotonic()
+    async def _load(self, loaded: Loaded, after_s: float = 0.0) -> None:
         info = loaded.model.info
-        log.info("model_loading model=%s", info.name)
+        if after_s:
+            log.warning("model_restarts model=%s in_s=%.1f", info.name, after_s)
         self._on_change()
-        process = EngineProcess(_WorkerListener(self, loaded))
-        options = LoadOptions(
-            model=info.name,
-            path=str(loaded.model.path),
-            template=loaded.model.template,
-            slots=self._settings.num_parallel,
-            context_length=self._settings.context_length,
-            threads=self._settings.num_threads,
-        )
+        await asyncio.sleep(after_s)
+        began = time.monotonic()
+        process = self.make_process(_WorkerListener(self, loaded))
         try:
+            options = self._options(loaded.model, await self._make_room(loaded.model))
+            log.info("model_loading model=%s slots=%s context=%s", info.name, options.slots, options.context_length)
             await process.start(info.format, options, timeout_s=self._settings.load_timeout_s)
         except LlmlbError as error:
             log.error("model_load_failed model=%s error=%s", info.name, error.message)
             self._loaded.pop(info.name, None)
-            self._life.load_failed(info.name, time.monotonic())
+            if isinstance(error, EngineCrashed):
+                self._life.load_crashed(info.name, time.monotonic(), error.message)
+            else:
+                self._life.load_failed(info.name, time.monotonic())
             self._resolve(loaded, error)
             self._unblock(info.name)
             self._on_change()
@@ -230,6 +280,59 @@ class EnginePool:
         self._resolve(loaded, None)
         self._apply(effects)
         self._on_change()
+
+    def _options(self, model: StoredModel, size: Plan) -> LoadOptions:
+        return LoadOptions(
+            model=model.info.name,
+            path=str(model.path),
+            template=model.template,
+            slots=size.slots,
+            context_length=size.context_length,
+            threads=self._settings.num_threads,
+            projector=None if model.projector is None else str(model.projector),
+        )
+
+    # Memory
+
+    def _memory(self) -> Memory | None:
+        """Memory for models: in all, and free now. None where the system does not say."""
+        limit = self._settings.memory_limit_bytes
+        there = spare_memory()
+        if limit is None:
+            return there
+        used = sum(process_memory_bytes(loaded.pid) or 0 for loaded in self._loaded.values() if loaded.pid is not None)
+        free = max(0, limit - used)
+        return Memory(limit, free if there is None else min(free, there.free_bytes))
+
+    async def _make_room(self, model: StoredModel) -> Plan:
+        """Slots and context that fit, after unloading idle models if need be. Raises OutOfMemory."""
+        while True:
+            memory = self._memory()
+            try:
+                return plan(
+                    model.info.name,
+                    weight_bytes=model.info.size_bytes,
+                    kv_bytes_per_token=kv_bytes_per_token(model.metadata),
+                    trained_context=model.info.context_length,
+                    free_bytes=None if memory is None else int(memory.free_bytes - KEPT_FREE * memory.total_bytes),
+                    slots=self._settings.num_parallel,
+                    context_length=self._settings.context_length,
+                )
+            except OutOfMemory:
+                if not await self._evict_one():
+                    raise
+
+    async def _evict_one(self) -> bool:
+        """Unload the least recently used idle model, and wait for it. False when there is none."""
+        effects = self._life.evict(time.monotonic())
+        if not effects:
+            return False
+        gone = [self._waiting_unload.setdefault(effect.model, asyncio.Event()) for effect in effects]
+        log.warning("model_evicted model=%s reason='memory is short'", effects[0].model)
+        self._apply(effects)
+        for event in gone:
+            await event.wait()
+        return True
 
     @staticmethod
     def _resolve(loaded: Loaded, error: LlmlbError | None) -> None:
@@ -256,15 +359,18 @@ class EnginePool:
         if (gone := self._waiting_unload.pop(name, None)) is not None:
             gone.set()
 
-    async def worker_gone(self, loaded: Loaded, error: EngineCrashed | None) -> None:
+    async def worker_gone(self, loaded: Loaded, error: LlmlbError | None) -> None:
         """A worker ended. Told to (error None) or not: what was on it is over."""
         orphans = sorted(loaded.handles)
         loaded.handles.clear()
         if error is not None and self._loaded.get(loaded.name) is loaded and loaded.process is not None:
             log.error("engine_crashed model=%s pid=%s error=%s", loaded.name, loaded.process.pid, error.message)
             del self._loaded[loaded.name]
-            self._life.crashed(loaded.name, time.monotonic())
+            effects = self._life.crashed(loaded.name, time.monotonic(), error.message)
             self._unblock(loaded.name)
+            self._apply(effects, loaded.model)
+            if not effects and loaded.name in self._life.failed():
+                log.error("model_failed model=%s crashes=%d last=%s", loaded.name, CRASHES_MAX, error.message)
             self._on_change()
         if orphans:
             await self._on_crash(orphans, error or EngineCrashed(f"{loaded.name} was unloaded"))
@@ -272,7 +378,29 @@ class EnginePool:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
-            self._apply(self._life.tick(time.monotonic()))
+            now = time.monotonic()
+            self._apply(self._life.tick(now))
+            self._end_what_hangs()
+            self._relieve(now)
+
+    def _end_what_hangs(self) -> None:
+        """A busy worker that says nothing for the stall limit is ended; its requests fail."""
+        for loaded in self._loaded.values():
+            process = loaded.process
+            if process is not None and loaded.handles and process.silent_s > self._settings.stall_timeout_s:
+                log.error("engine_stalled model=%s pid=%s silent_s=%.0f", loaded.name, loaded.pid, process.silent_s)
+                process.kill()
+
+    def _relieve(self, now: float) -> None:
+        """Unload an idle model while memory is short."""
+        if not self._loaded or now - self._pressed_at < PRESSURE_EVERY_S:
+            return
+        memory = self._memory()
+        short = memory is not None and memory.free_bytes < (1 - PRESSURE) * memory.total_bytes
+        if short and (effects := self._life.evict(now)):
+            self._pressed_at = now
+            log.warning("model_evicted model=%s reason='memory is short'", effects[0].model)
+            self._apply(effects)
 
     async def close(self) -> None:
         """End every worker, at once."""

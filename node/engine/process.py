@@ -4,24 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import socket
 import struct
 import sys
+import time
 from dataclasses import asdict
-from typing import Protocol
+from typing import Any, Protocol
 
 import orjson
 
-from llmlb.bus.errors import EngineCrashed, LlmlbError, ModelLoadFailed, from_wire
+from llmlb.bus.errors import EngineCrashed, EngineStalled, LlmlbError, ModelLoadFailed, from_wire
 from llmlb.bus.tasks import Background
 from llmlb.node.engine.channel import FrameReader, Kind, pack
-from llmlb.node.engine.interface import LoadOptions
+from llmlb.node.engine.interface import Capabilities, LoadOptions
 
 log = logging.getLogger("llmlb.node.engine.process")
 
 STOP_TIMEOUT_S = 5.0
 READ_BYTES = 1 << 16
+ALIVE_S = 1.0
 _SEQ = struct.Struct("<I")
+
+
+def _how_it_ended(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    return f"{name}; perhaps the machine ran out of memory" if name == "SIGKILL" else name
 
 
 class Listener(Protocol):
@@ -30,7 +43,13 @@ class Listener(Protocol):
     async def on_reply(self, handle: int, data: bytes, last: bool) -> None:
         """One reply of an inference stream, as bytes for the bus."""
 
-    async def on_exit(self, error: EngineCrashed | None) -> None:
+    def on_loading(self, percent: int) -> None:
+        """How far loading is."""
+
+    def on_capabilities(self, capabilities: Capabilities) -> None:
+        """What the loaded model can do, as far as is known now."""
+
+    async def on_exit(self, error: LlmlbError | None) -> None:
         """The worker is gone; the error is None when it was told to go."""
 
 
@@ -42,6 +61,8 @@ class EngineProcess:
         self._background = Background("engine")
         self._loaded: asyncio.Future[tuple[int, int]] = asyncio.get_running_loop().create_future()
         self._stopping = False
+        self._stalled = False
+        self._heard_at = time.monotonic()
         self._writer: asyncio.StreamWriter | None = None
         self._process: asyncio.subprocess.Process | None = None
         self.slots = 0
@@ -54,7 +75,8 @@ class EngineProcess:
     async def start(self, format: str, options: LoadOptions, *, timeout_s: float) -> None:
         """Start the worker and load the model.
 
-        Raises ModelLoadFailed (also when the worker dies or takes longer than ``timeout_s``); the worker is then gone.
+        Raises ModelLoadFailed (also when it takes longer than ``timeout_s``), EngineCrashed (the worker died); the
+        worker is then gone.
         """
         ours, theirs = socket.socketpair()
         try:
@@ -91,7 +113,19 @@ class EngineProcess:
 
     def submit(self, handle: int, next_seq: int, request: bytes) -> None:
         """Hand over a request, as InferRequest bytes. Its end always comes through the listener."""
+        self._heard_at = max(self._heard_at, time.monotonic() - ALIVE_S)  # an idle worker says nothing
         self._send(Kind.SUBMIT, handle, _SEQ.pack(next_seq) + request)
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the worker said anything; a busy one does each second."""
+        return time.monotonic() - self._heard_at
+
+    def kill(self) -> None:
+        """It hangs: end it at once. Its requests then fail with EngineStalled."""
+        self._stalled = True
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
 
     def cancel(self, handle: int) -> None:
         """Ask for a request to end; its last reply still comes through the listener."""
@@ -105,6 +139,7 @@ class EngineProcess:
         frames = FrameReader()
         try:
             while data := await reader.read(READ_BYTES):
+                self._heard_at = time.monotonic()
                 for kind, handle, payload in frames.feed(data):
                     if kind is Kind.CONTROL:
                         self._control(orjson.loads(payload))
@@ -114,10 +149,14 @@ class EngineProcess:
             log.warning("engine_channel_failed error=%r", error)
         await self._ended()
 
-    def _control(self, message: dict[str, str | int]) -> None:
+    def _control(self, message: dict[str, Any]) -> None:
+        if "capabilities" in message:
+            self._listener.on_capabilities(Capabilities(**message["capabilities"]))
         if self._loaded.done():
             return
-        if message["op"] == "loaded":
+        if message["op"] == "loading":
+            self._listener.on_loading(int(message["percent"]))
+        elif message["op"] == "loaded":
             self._loaded.set_result((int(message["slots"]), int(message["context_length"])))
         elif message["op"] == "load_failed":
             error = from_wire(str(message["reason"]), str(message["message"]))
@@ -131,12 +170,14 @@ class EngineProcess:
         except TimeoutError:
             self._process.kill()
             code = await self._process.wait()
-        error = None
-        if not self._stopping:
-            how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        error: LlmlbError | None = None
+        how = _how_it_ended(code)
+        if self._stalled:
+            error = EngineStalled("the engine worker made no progress and was ended")
+        elif not self._stopping:
             error = EngineCrashed(f"the engine worker ended unexpectedly ({how})")
         if not self._loaded.done():
-            self._loaded.set_exception(ModelLoadFailed("the engine worker died while loading the model"))
+            self._loaded.set_exception(EngineCrashed(f"the engine worker died while loading the model ({how})"))
             self._loaded.exception()  # start() may have been cancelled; then nobody else reads it
         await self._listener.on_exit(error)
 

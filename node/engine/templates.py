@@ -1,15 +1,22 @@
 """Chat templates: a model's own Jinja template, rendered in a sandbox.
 
 The template comes out of a file that somebody put on the internet. It can't reach files or Python's insides (the
-sandbox), and can't make huge strings or ranges (the limits below). What it can still do is loop for long inside those
-limits; it runs in the worker, whose hanging takes only the requests of its own model.
+sandbox), and can't take the worker down: texts, ranges and widths are limited one by one, and a clock looks every few
+milliseconds whether the whole has taken too long or too much memory (:func:`_bounded`).
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
-from collections.abc import Sequence
+import re
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from types import FrameType
 from typing import Any, Literal, NoReturn
 
 import jinja2
@@ -18,7 +25,7 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from llmlb.bus.errors import InvalidRequest, ModelLoadFailed
-from llmlb.bus.messages.infer import ChatMessage
+from llmlb.node.hardware import own_memory_bytes
 
 DEFAULT_TEMPLATE = (
     "{% for message in messages %}"
@@ -29,6 +36,43 @@ DEFAULT_TEMPLATE = (
 """ChatML, for a model whose file has no template. Source: llama.cpp falls back to the same."""
 
 MAX_RENDERED_CHARS = 16 * 1024 * 1024
+MAX_RENDER_S = 2.0
+MAX_RENDER_BYTES = 256 * 1024 * 1024
+_LOOK_S = 0.02
+_MAX_WIDTH = 100_000
+_WIDE = re.compile(r"\d{6,}")
+
+
+class _TooMuch(Exception):
+    """The template takes too long, or too much memory."""
+
+
+@contextlib.contextmanager
+def _bounded() -> Iterator[None]:
+    """Ends what runs inside after MAX_RENDER_S, or when the process has grown by MAX_RENDER_BYTES, with _TooMuch.
+
+    Only in the main thread, where Python runs signal handlers; elsewhere there is no bound. The clock goes on until
+    the end: a template can't swallow it for good.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    deadline = time.monotonic() + MAX_RENDER_S
+    before = own_memory_bytes()
+
+    def look(_: int, __: FrameType | None) -> None:
+        if time.monotonic() > deadline:
+            raise _TooMuch(f"it takes longer than {MAX_RENDER_S:.0f} s")
+        if before is not None and (own_memory_bytes() or 0) - before > MAX_RENDER_BYTES:
+            raise _TooMuch("it takes too much memory")
+
+    old = signal.signal(signal.SIGALRM, look)
+    signal.setitimer(signal.ITIMER_REAL, _LOOK_S, _LOOK_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
 
 
 class _TemplateRefuses(Exception):
@@ -62,12 +106,65 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             raise SecurityError("%-formatting is not allowed")
         return super().call_binop(context, operator, left, right)
 
+    def call(self, context: Any, obj: Any, *args: Any, **kwargs: Any) -> Any:
+        """As the sandbox, without methods that make a text of any width at once (ljust, zfill, format …)."""
+        owner = getattr(obj, "__self__", None)
+        if isinstance(owner, str):
+            given = [*args, *kwargs.values()]
+            if any(isinstance(value, int) and value > _MAX_WIDTH for value in given):
+                raise SecurityError("a text this wide is not allowed")
+            if obj.__name__ == "replace" and len(args) > 1:
+                _check_replacement(owner, str(args[0]), str(args[1]))
+        return super().call(context, obj, *args, **kwargs)
+
+    def wrap_str_format(self, value: Any) -> Any:
+        """As the sandbox, without widths that no prompt needs."""
+        wrapped = super().wrap_str_format(value)
+        if wrapped is None:
+            return None
+
+        def narrow(*args: Any, **kwargs: Any) -> Any:
+            given = [*args, *kwargs.values()]
+            if _WIDE.search(value.__self__) or any(isinstance(one, int) and one > _MAX_WIDTH for one in given):
+                raise SecurityError("a text this wide is not allowed")
+            return wrapped(*args, **kwargs)
+
+        return narrow
+
+
+def _check_replacement(text: str, old: str, new: str) -> None:
+    """Raises SecurityError for a replacement that makes a huge text."""
+    if text.count(old) * len(new) > MAX_RENDERED_CHARS:
+        raise SecurityError("a replacement this long is not allowed")
+
+
+def _replace(text: Any, old: str, new: str, count: int = -1) -> str:
+    """Jinja's filter of this name, bounded."""
+    _check_replacement(str(text), str(old), str(new))
+    return str(text).replace(str(old), str(new), -1 if count is None else count)
+
+
+def _narrow(filter: Any) -> Any:
+    """A filter of Jinja's that takes a width, with a limit to it."""
+
+    def narrow(*args: Any, **kwargs: Any) -> Any:
+        if any(isinstance(value, int) and value > _MAX_WIDTH for value in [*args, *kwargs.values()]):
+            raise SecurityError("a text this wide is not allowed")
+        return filter(*args, **kwargs)
+
+    return functools.wraps(filter)(narrow)  # keeps Jinja's marks, which say what else the filter wants to be given
+
 
 def _environment() -> _Sandbox:
     env = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols], autoescape=False)
     env.globals["raise_exception"] = _raise_exception
     env.globals["strftime_now"] = _strftime_now
-    env.filters["tojson"] = _tojson
+    env.filters["tojson"] = _narrow(_tojson)
+    for name in ("center", "indent", "wordwrap", "truncate", "batch", "slice"):
+        env.filters[name] = _narrow(env.filters[name])
+    env.filters["replace"] = _replace
+    env.filters.pop("format")
+    env.globals.pop("lipsum")
     return env
 
 
@@ -80,40 +177,58 @@ class ChatTemplate:
         self.text = source or DEFAULT_TEMPLATE
         self._special = {"bos_token": bos, "eos_token": eos}
         try:
-            self._template = _environment().from_string(self.text)
-        except jinja2.TemplateError as error:
+            with _bounded():
+                self._template = _environment().from_string(self.text)
+        except (jinja2.TemplateError, RecursionError, MemoryError, _TooMuch) as error:
             raise ModelLoadFailed(f"the model's chat template is not valid: {error}") from error
 
-    def render(self, messages: Sequence[ChatMessage], *, add_generation_prompt: bool = True) -> str:
-        """The prompt. Raises InvalidRequest when the template refuses the conversation.
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        extra: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> str:
+        """The prompt of a conversation in OpenAI's form, contents as texts.
 
-        A template that knows no ``developer`` role gets it as ``system``.
+        ``extra``: further variables (``enable_thinking`` …), which can't replace the template's own. Raises
+        InvalidRequest when the template refuses the conversation. A template that knows no ``developer`` role gets it
+        as ``system``.
         """
-        turns = [{"role": message.role, "content": message.content} for message in messages]
+        variables = {
+            **(extra or {}),
+            "messages": list(messages),
+            "tools": list(tools) if tools else None,
+            "add_generation_prompt": add_generation_prompt,
+            **self._special,
+        }
         try:
-            return self._render(turns, add_generation_prompt)
+            return self._render(variables)
         except _TemplateRefuses as error:
-            if not any(turn["role"] == "developer" for turn in turns):
+            if not any(turn["role"] == "developer" for turn in messages):
                 raise InvalidRequest(f"the model's chat template refuses this: {error}", param="messages") from error
-        turns = [{**turn, "role": "system" if turn["role"] == "developer" else turn["role"]} for turn in turns]
+        roles = {"developer": "system"}
+        variables["messages"] = [{**turn, "role": roles.get(turn["role"], turn["role"])} for turn in messages]
         try:
-            return self._render(turns, add_generation_prompt)
+            return self._render(variables)
         except _TemplateRefuses as error:
             raise InvalidRequest(f"the model's chat template refuses this: {error}", param="messages") from error
 
-    def _render(self, turns: list[dict[str, str]], add_generation_prompt: bool) -> str:
+    def _render(self, variables: dict[str, Any]) -> str:
         out: list[str] = []
         size = 0
         try:
-            for piece in self._template.generate(
-                messages=turns, add_generation_prompt=add_generation_prompt, tools=None, **self._special
-            ):
-                size += len(piece)
-                if size > MAX_RENDERED_CHARS:
-                    raise InvalidRequest("the model's chat template makes a prompt without end", param="messages")
-                out.append(piece)
-        except (_TemplateRefuses, InvalidRequest):
+            with _bounded():
+                for piece in self._template.generate(variables):
+                    size += len(piece)
+                    if size > MAX_RENDERED_CHARS:
+                        raise _TooMuch("it makes a prompt without end")
+                    out.append(piece)
+        except _TemplateRefuses:
             raise
-        except (jinja2.TemplateError, ArithmeticError, TypeError, ValueError, LookupError, AttributeError) as error:
+        except (_TooMuch, jinja2.TemplateError, ArithmeticError, TypeError, ValueError, LookupError) as error:
+            raise InvalidRequest(f"the model's chat template failed: {error}", param="messages") from error
+        except (AttributeError, RecursionError, MemoryError, AssertionError) as error:
             raise InvalidRequest(f"the model's chat template failed: {error}", param="messages") from error
         return "".join(out)

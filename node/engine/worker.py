@@ -15,6 +15,9 @@ import socket
 import struct
 import sys
 import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Literal
 
 import orjson
@@ -38,6 +41,10 @@ from llmlb.node.engine.channel import FrameReader, Kind, pack
 from llmlb.node.engine.interface import Engine, Handle, LoadOptions, Piece
 
 log = logging.getLogger("llmlb.node.engine.worker")
+
+ALIVE_S = 1.0
+"""A busy worker says this often that it still goes on; the agent ends one that says nothing for the stall limit."""
+LOADING_S = 0.2
 
 Command = tuple[Kind, int, bytes]
 _SEQ = struct.Struct("<I")
@@ -103,24 +110,40 @@ class SocketSink:
             self._sock.sendall(data)
 
 
-def _read(sock: socket.socket, commands: queue.SimpleQueue[Command | None]) -> None:
-    """The reading thread: frames into the queue, None at the end."""
-    reader = FrameReader()
-    try:
-        while data := sock.recv(1 << 16):
-            for frame in reader.feed(data):
-                commands.put(frame)
-    except OSError:
-        pass
-    commands.put(None)
+class Inbox:
+    """What the agent says: read by a thread of its own, taken by the main thread between steps."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
+        self.engine: Engine | None = None
+        """Told of a cancellation at once, so that it can end a long call."""
+        self._sock = sock
+        threading.Thread(target=self._read, name="channel", daemon=True).start()
+
+    def _read(self) -> None:
+        """Frames into the queue, None at the end."""
+        reader = FrameReader()
+        try:
+            while data := self._sock.recv(1 << 16):
+                for frame in reader.feed(data):
+                    self.commands.put(frame)
+                    if frame[0] is Kind.CANCEL and self.engine is not None:
+                        self.engine.interrupt(frame[1])
+        except OSError:
+            pass
+        self.commands.put(None)
 
 
-def make_engine(format: str, options: LoadOptions) -> Engine:
-    """The engine for a model format. Raises ModelLoadFailed."""
+def make_engine(format: str, options: LoadOptions, progress: Callable[[float], None]) -> Engine:
+    """The engine for a model format. ``progress`` gets 0 to 1 while it loads. Raises ModelLoadFailed."""
     if format == "GGUF":
         from llmlb.node.engine.llama_cpp import LlamaCppEngine
 
-        return LlamaCppEngine(options)
+        return LlamaCppEngine(options, progress)
+    if format == "Safetensors":
+        from llmlb.node.engine.vllm import VllmEngine
+
+        return VllmEngine(options)
     raise ModelLoadFailed(f"{options.model} is in {format} format, for which this version has no engine")
 
 
@@ -140,7 +163,8 @@ def _apply(engine: Engine, sink: SocketSink, command: Command) -> None:
 
 def _serve(engine: Engine, sink: SocketSink, commands: queue.SimpleQueue[Command | None]) -> None:
     """Step the engine and take commands between steps, until the agent goes."""
-    busy = False
+    busy = True  # once round first: an engine may have something to find out before there is work
+    said_at, said = time.monotonic(), engine.capabilities
     while True:
         try:
             # Idle: sleep until a command comes. Busy: take what is there, never wait.
@@ -151,7 +175,28 @@ def _serve(engine: Engine, sink: SocketSink, commands: queue.SimpleQueue[Command
         except queue.Empty:
             pass
         busy = engine.step(sink)
+        now = time.monotonic()
+        if engine.capabilities != said:
+            said = engine.capabilities
+            sink.control(op="capabilities", capabilities=asdict(said))
+        if now - said_at >= ALIVE_S:
+            said_at = now
+            sink.control(op="alive")
         sink.flush()
+
+
+def _loading(sink: SocketSink) -> Callable[[float], None]:
+    """Tells the agent how far loading is, a few times a second."""
+    said_at = 0.0
+
+    def progress(share: float) -> None:
+        nonlocal said_at
+        if time.monotonic() - said_at >= LOADING_S:
+            said_at = time.monotonic()
+            sink.control(op="loading", percent=round(100 * share))
+            sink.flush()
+
+    return progress
 
 
 def main() -> int:
@@ -162,23 +207,28 @@ def main() -> int:
         return 1
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logs.configure(debug=False)
-    commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
-    threading.Thread(target=_read, args=(sock, commands), name="channel", daemon=True).start()
+    inbox = Inbox(sock)
     sink = SocketSink(sock)
-    first = commands.get()
+    first = inbox.commands.get()
     if first is None:
         return 0
     order = orjson.loads(first[2])
     try:
-        engine = make_engine(order["format"], LoadOptions(**order["options"]))
+        engine = make_engine(order["format"], LoadOptions(**order["options"]), _loading(sink))
     except LlmlbError as error:
         sink.control(op="load_failed", **WireError.of(error).model_dump())
         sink.flush()
         return 1
-    sink.control(op="loaded", slots=engine.slots, context_length=engine.context_length)
+    inbox.engine = engine
+    sink.control(
+        op="loaded",
+        slots=engine.slots,
+        context_length=engine.context_length,
+        capabilities=asdict(engine.capabilities),
+    )
     try:
         sink.flush()
-        _serve(engine, sink, commands)
+        _serve(engine, sink, inbox.commands)
     except OSError:
         log.warning("agent_gone")
     engine.close()

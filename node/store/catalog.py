@@ -29,6 +29,8 @@ class StoredModel:
     license: str | None
     system: str | None
     metadata: dict[str, str]
+    projector: Path | None = None
+    """The mmproj file that came with it, for images."""
 
 
 class Source(Protocol):

@@ -1,11 +1,16 @@
-"""One generated answer as HTTP: whole, or as server-sent events. Shared by the chat and the completions route."""
+"""Generated answers as HTTP: whole, or as server-sent events. Shared by the chat and the completions route.
+
+One HTTP request may want several choices: each is a request of its own on the bus, and their events are merged here.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import orjson
@@ -13,7 +18,17 @@ from sanic import Request
 from sanic.response import HTTPResponse, raw
 
 from llmlb.bus.errors import LlmlbError
-from llmlb.bus.messages.infer import Delta, Embedded, End, InferRequest, Progress, Usage
+from llmlb.bus.messages.infer import (
+    Delta,
+    Embedded,
+    End,
+    InferRequest,
+    Progress,
+    TokenLogprob,
+    ToolCallPiece,
+    Usage,
+)
+from llmlb.bus.tasks import Background
 from llmlb.router.gateway import sse
 from llmlb.router.gateway.http_errors import body_of
 
@@ -21,60 +36,151 @@ log = logging.getLogger("llmlb.router.gateway.answers")
 
 QUIET_S = 2.0
 """Without a token for this long, the event stream begins with comments, so that no proxy or client gives up."""
+PARALLEL_CHOICES = 8
+"""Choices of one request that are worked on at a time."""
+CHOICE_EVENTS_MAX = 256
+"""Events of all choices that wait for the client; a slow one slows its choices down."""
 
 Event = Progress | Delta | Embedded | End
 
 
+@dataclass(slots=True)
+class Answer:
+    """One choice, put together."""
+
+    text: str = ""
+    reasoning: str = ""
+    tool_calls: list[ToolCallPiece] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    end: End | None = None
+
+    def add(self, event: Event) -> None:
+        """The next event of this choice."""
+        if isinstance(event, Delta):
+            self.text += event.text
+            self.reasoning += event.reasoning
+            self.tool_calls += event.tool_calls
+            self.logprobs += event.logprobs
+        elif isinstance(event, End):
+            self.end = event
+
+
 class Shape(Protocol):
-    """How a surface words an answer."""
+    """How a surface words answers. ``index`` is the choice."""
 
-    def whole(self, text: str, end: End) -> dict[str, Any]:
-        """The answer in one piece."""
+    def whole(self, answers: Sequence[Answer], usage: Usage) -> dict[str, Any]:
+        """All answers in one piece."""
 
-    def first(self) -> bytes:
-        """The event before the first text, or nothing."""
+    def first(self, index: int) -> bytes:
+        """The event before the first text of a choice, or nothing."""
 
-    def text(self, text: str) -> bytes:
-        """The event for a piece of text."""
+    def piece(self, index: int, delta: Delta) -> bytes:
+        """The events for a piece of a choice."""
 
-    def last(self, end: End) -> bytes:
-        """The event with the finish reason, and the usage event if it was asked for."""
+    def last(self, index: int, end: End) -> bytes:
+        """The event with the finish reason of a choice."""
+
+    def usage(self, usage: Usage) -> bytes:
+        """The event with the usage of all choices, if it was asked for."""
 
 
 def usage_body(usage: Usage) -> dict[str, Any]:
     """OpenAI's usage object."""
-    return {
+    body: dict[str, Any] = {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
     }
+    if usage.reasoning_tokens:
+        body["completion_tokens_details"] = {"reasoning_tokens": usage.reasoning_tokens}
+    return body
 
 
-async def respond_whole(events: AsyncGenerator[Event, None], shape: Shape) -> HTTPResponse:
+def total_usage(ends: Sequence[End], prompts: int) -> Usage:
+    """The usage of all choices: each prompt counted once, every token of an answer. Choices go prompt by prompt."""
+    each = max(1, len(ends) // max(1, prompts))
+    firsts = ends[::each]
+    return Usage(
+        prompt_tokens=sum(end.usage.prompt_tokens for end in firsts),
+        cached_tokens=sum(end.usage.cached_tokens for end in firsts),
+        completion_tokens=sum(end.usage.completion_tokens for end in ends),
+        reasoning_tokens=sum(end.usage.reasoning_tokens for end in ends),
+    )
+
+
+async def merged(streams: Sequence[AsyncGenerator[Event, None]]) -> AsyncGenerator[tuple[int, Event], None]:
+    """The events of several choices as they come. The first failure of one ends all.
+
+    The first choice goes ahead until its first token: the others then find their prompt in its cache.
+    """
+    if len(streams) == 1:
+        async with contextlib.aclosing(streams[0]) as only:
+            async for event in only:
+                yield 0, event
+        return
+    queue: asyncio.Queue[tuple[int, Event | LlmlbError]] = asyncio.Queue(CHOICE_EVENTS_MAX)
+    started = asyncio.Event()
+    room = asyncio.Semaphore(PARALLEL_CHOICES)
+
+    async def pump(index: int, stream: AsyncGenerator[Event, None]) -> None:
+        try:
+            if index:
+                await started.wait()
+            async with room, contextlib.aclosing(stream):
+                async for event in stream:
+                    if not isinstance(event, Progress):
+                        started.set()
+                    await queue.put((index, event))
+        except LlmlbError as error:
+            started.set()
+            await queue.put((index, error))
+
+    background = Background("choices")
+    try:
+        for index, stream in enumerate(streams):
+            background.start(pump(index, stream), f"choice.{index}")
+        left = len(streams)
+        while left:
+            index, got = await queue.get()
+            if isinstance(got, LlmlbError):
+                raise got
+            left -= isinstance(got, End)
+            yield index, got
+    finally:
+        await background.close()
+
+
+async def respond_whole(
+    events: AsyncGenerator[tuple[int, Event], None], shape: Shape, choices: int, prompts: int
+) -> HTTPResponse:
     """Wait for the end, then answer. Raises LlmlbError; a client that goes away cancels this, and with it the work."""
-    texts: list[str] = []
+    answers = [Answer() for _ in range(choices)]
     async with contextlib.aclosing(events):
-        async for event in events:
-            if isinstance(event, Delta):
-                texts.append(event.text)
-            elif isinstance(event, End):
-                return raw(orjson.dumps(shape.whole("".join(texts), event)), content_type="application/json")
-    raise LlmlbError("the answer has no end")
+        async for index, event in events:
+            answers[index].add(event)
+    ends = [answer.end for answer in answers if answer.end is not None]
+    if len(ends) != choices:
+        raise LlmlbError("the answer has no end")
+    body = shape.whole(answers, total_usage(ends, prompts))
+    return raw(orjson.dumps(body), content_type="application/json")
 
 
-async def respond_stream(request: Request, events: AsyncGenerator[Event, None], shape: Shape) -> None:
-    """Send the answer as it comes.
+async def respond_stream(
+    request: Request, events: AsyncGenerator[tuple[int, Event], None], shape: Shape, prompts: int
+) -> None:
+    """Send the answers as they come.
 
     Raises LlmlbError while no header is sent; after that a failure is one typed ``data: {"error": …}`` event and the
     end of the stream, without ``[DONE]``.
     """
     began = time.monotonic()
     response = None
-    opened = False
+    opened: set[int] = set()
+    ends: dict[int, End] = {}
     async with contextlib.aclosing(events):
         try:
-            async for event in events:
+            async for index, event in events:
                 if isinstance(event, Progress):
                     if response is None and time.monotonic() - began < QUIET_S:
                         continue
@@ -82,16 +188,20 @@ async def respond_stream(request: Request, events: AsyncGenerator[Event, None], 
                     await response.send(sse.comment(event.phase))
                     continue
                 out = b""
-                if not opened:
+                if index not in opened:
                     response = response or await _begin(request)
-                    out, opened = shape.first(), True
+                    opened.add(index)
+                    out = shape.first(index)
                 if isinstance(event, Delta):
-                    if event.text:
-                        out += shape.text(event.text)
+                    out += shape.piece(index, event)
                 elif isinstance(event, End):
-                    out += shape.last(event) + sse.DONE
+                    ends[index] = event
+                    out += shape.last(index, event)
                 if out and response is not None:
                     await response.send(out)
+            if response is not None:
+                usage = total_usage([ends[index] for index in sorted(ends)], prompts)
+                await response.send(shape.usage(usage) + sse.DONE)
         except LlmlbError as error:
             if response is None:
                 raise
@@ -106,11 +216,14 @@ async def _begin(request: Request) -> Any:
     return await request.respond(content_type=sse.CONTENT_TYPE, headers=headers)
 
 
-async def respond(request: Request, inner: InferRequest, shape: Shape, *, stream: bool) -> HTTPResponse | None:
-    """Run ``inner`` and answer in the asked form."""
-    log.debug("infer request=%s model=%r", inner.request_id, inner.model)
-    events = request.app.ctx.gateway.inference.stream(inner)
+async def respond(
+    request: Request, inner: Sequence[InferRequest], shape: Shape, *, stream: bool, prompts: int = 1
+) -> HTTPResponse | None:
+    """Run the requests, one a choice, and answer in the asked form. ``prompts``: how many different ones there are."""
+    log.debug("infer request=%s model=%r choices=%d", inner[0].request_id, inner[0].model, len(inner))
+    inference = request.app.ctx.gateway.inference
+    events = merged([inference.stream(one) for one in inner])
     if stream:
-        await respond_stream(request, events, shape)
+        await respond_stream(request, events, shape, prompts)
         return None
-    return await respond_whole(events, shape)
+    return await respond_whole(events, shape, len(inner), prompts)

@@ -16,7 +16,15 @@ from sanic.response import HTTPResponse
 
 from llmlb.bus.errors import ConfigError
 from llmlb.bus.logs import request_id_var
-from llmlb.router.gateway import auth, llmlb_node, llmlb_router, openai_chat, openai_models, operations
+from llmlb.router.gateway import (
+    auth,
+    llmlb_node,
+    llmlb_router,
+    openai_chat,
+    openai_embeddings,
+    openai_models,
+    operations,
+)
 from llmlb.router.gateway.http_errors import handle_exception
 from llmlb.router.gateway.ports import Gateway
 
@@ -51,7 +59,7 @@ def build_app(gateway: Gateway) -> Sanic[Any, Any]:
     )
     _touched_up = True
     app.ctx.gateway = gateway
-    for module in (operations, openai_models, openai_chat):
+    for module in (operations, openai_models, openai_chat, openai_embeddings):
         app.blueprint(module.routes)
     app.blueprint(llmlb_router.routes if gateway.role == "router" else llmlb_node.routes)
     app.exception(Exception)(_on_exception)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import random
 import time
 import uuid
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 from sanic import Blueprint, Request
 from sanic.response import HTTPResponse
 
-from llmlb.bus.messages.infer import End, InferRequest
+from llmlb.bus.messages.infer import Delta, End, InferRequest, TokenLogprob, ToolCallPiece, TopLogprob, Usage
 from llmlb.router.gateway import sse
-from llmlb.router.gateway.answers import respond, usage_body
+from llmlb.router.gateway.answers import Answer, respond, usage_body
+from llmlb.router.gateway.image_fetch import with_images
 from llmlb.router.gateway.openai_schema import ChatRequest, CompletionRequest, parse
 
 routes = Blueprint("openai_chat")
@@ -21,7 +24,7 @@ FINGERPRINT = "llmlb"
 
 
 class _Shape(ABC):
-    """What both surfaces share: ids, the usage event, one template for every text event."""
+    """What both surfaces share: ids, the usage event, one template a choice for every event of plain text."""
 
     def __init__(self, prefix: str, object: str, chunk_object: str, model: str, *, usage: bool) -> None:
         self._id = f"{prefix}-{uuid.uuid4().hex}"
@@ -30,7 +33,7 @@ class _Shape(ABC):
         self._chunk_object = chunk_object
         self._model = model
         self._usage = usage
-        self._template = sse.ChunkTemplate(self._chunk([self._piece(sse.ChunkTemplate.mark())]))
+        self._templates: dict[int, sse.ChunkTemplate] = {}
 
     def _head(self, object: str) -> dict[str, Any]:
         return {
@@ -48,46 +51,88 @@ class _Shape(ABC):
         return chunk
 
     @abstractmethod
-    def _piece(self, text: str) -> dict[str, Any]:
-        """The choice of a text event."""
+    def _plain(self, index: int, text: str) -> dict[str, Any]:
+        """The choice of an event that has nothing but text."""
 
     @abstractmethod
-    def _stop(self, end: End) -> dict[str, Any]:
+    def _rich(self, index: int, delta: Delta) -> dict[str, Any] | None:
+        """The choice of any other event; None when there is nothing in it for this surface."""
+
+    @abstractmethod
+    def _stop(self, index: int, end: End) -> dict[str, Any]:
         """The choice of the last event."""
 
-    def text(self, text: str) -> bytes:
-        return self._template.event(text)
+    @abstractmethod
+    def _whole(self, index: int, answer: Answer) -> dict[str, Any]:
+        """The choice of an answer in one piece."""
 
-    def last(self, end: End) -> bytes:
-        out = sse.data(self._chunk([self._stop(end)]))
-        if self._usage:
-            out += sse.data({**self._head(self._chunk_object), "choices": [], "usage": usage_body(end.usage)})
-        return out
+    def piece(self, index: int, delta: Delta) -> bytes:
+        if delta.reasoning or delta.tool_calls or delta.logprobs:
+            choice = self._rich(index, delta)
+            return b"" if choice is None else sse.data(self._chunk([choice]))
+        if not delta.text:
+            return b""
+        template = self._templates.get(index)
+        if template is None:
+            mark = sse.ChunkTemplate.mark()
+            template = self._templates[index] = sse.ChunkTemplate(self._chunk([self._plain(index, mark)]))
+        return template.event(delta.text)
+
+    def last(self, index: int, end: End) -> bytes:
+        return sse.data(self._chunk([self._stop(index, end)]))
+
+    def usage(self, usage: Usage) -> bytes:
+        if not self._usage:
+            return b""
+        return sse.data({**self._head(self._chunk_object), "choices": [], "usage": usage_body(usage)})
+
+    def whole(self, answers: Sequence[Answer], usage: Usage) -> dict[str, Any]:
+        choices = [self._whole(index, answer) for index, answer in enumerate(answers)]
+        return {**self._head(self._object), "choices": choices, "usage": usage_body(usage)}
 
 
 class ChatShape(_Shape):
-    """Chat completions."""
+    """Chat completions. Thinking goes into ``reasoning_content``, as DeepSeek, vLLM and llama-server have it."""
 
     def __init__(self, model: str, *, usage: bool) -> None:
         super().__init__("chatcmpl", "chat.completion", "chat.completion.chunk", model, usage=usage)
 
     @staticmethod
-    def _choice(delta: dict[str, Any], finish_reason: str | None) -> dict[str, Any]:
-        return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+    def _choice(index: int, delta: dict[str, Any], finish_reason: str | None, logprobs: Any = None) -> dict[str, Any]:
+        return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
 
-    def _piece(self, text: str) -> dict[str, Any]:
-        return self._choice({"content": text}, None)
+    def _plain(self, index: int, text: str) -> dict[str, Any]:
+        return self._choice(index, {"content": text}, None)
 
-    def _stop(self, end: End) -> dict[str, Any]:
-        return self._choice({}, end.finish_reason)
+    def _rich(self, index: int, delta: Delta) -> dict[str, Any] | None:
+        body: dict[str, Any] = {}
+        if delta.reasoning:
+            body["reasoning_content"] = delta.reasoning
+        if delta.text:
+            body["content"] = delta.text
+        if delta.tool_calls:
+            body["tool_calls"] = [_tool_call_piece(piece) for piece in delta.tool_calls]
+        return self._choice(index, body, None, _chat_logprobs(delta.logprobs) if delta.logprobs else None)
 
-    def first(self) -> bytes:
-        return sse.data(self._chunk([self._choice({"role": "assistant", "content": ""}, None)]))
+    def _stop(self, index: int, end: End) -> dict[str, Any]:
+        return self._choice(index, {}, end.finish_reason)
 
-    def whole(self, text: str, end: End) -> dict[str, Any]:
-        message = {"role": "assistant", "content": text, "refusal": None}
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": end.finish_reason}
-        return {**self._head(self._object), "choices": [choice], "usage": usage_body(end.usage)}
+    def first(self, index: int) -> bytes:
+        return sse.data(self._chunk([self._choice(index, {"role": "assistant", "content": ""}, None)]))
+
+    def _whole(self, index: int, answer: Answer) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
+        if answer.reasoning:
+            message["reasoning_content"] = answer.reasoning
+        if answer.tool_calls:
+            message["content"] = answer.text or None
+            message["tool_calls"] = [_tool_call(piece) for piece in answer.tool_calls]
+        return {
+            "index": index,
+            "message": message,
+            "logprobs": _chat_logprobs(answer.logprobs) if answer.logprobs else None,
+            "finish_reason": answer.end.finish_reason if answer.end else None,
+        }
 
 
 class CompletionShape(_Shape):
@@ -95,49 +140,97 @@ class CompletionShape(_Shape):
 
     def __init__(self, model: str, *, usage: bool) -> None:
         super().__init__("cmpl", "text_completion", "text_completion", model, usage=usage)
+        self._offsets: dict[int, int] = {}
 
     @staticmethod
-    def _choice(text: str, finish_reason: str | None) -> dict[str, Any]:
-        return {"index": 0, "text": text, "logprobs": None, "finish_reason": finish_reason}
+    def _choice(index: int, text: str, finish_reason: str | None, logprobs: Any = None) -> dict[str, Any]:
+        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}
 
-    def _piece(self, text: str) -> dict[str, Any]:
-        return self._choice(text, None)
+    def _plain(self, index: int, text: str) -> dict[str, Any]:
+        return self._choice(index, text, None)
 
-    def _stop(self, end: End) -> dict[str, Any]:
-        return self._choice("", end.finish_reason)
+    def _rich(self, index: int, delta: Delta) -> dict[str, Any] | None:
+        if not delta.logprobs:
+            return self._choice(index, delta.text, None) if delta.text else None
+        offset = self._offsets.get(index, 0)
+        logprobs = _completion_logprobs(delta.logprobs, offset)
+        self._offsets[index] = offset + sum(len(token) for token in logprobs["tokens"])
+        return self._choice(index, delta.text, None, logprobs)
 
-    def first(self) -> bytes:
+    def _stop(self, index: int, end: End) -> dict[str, Any]:
+        return self._choice(index, "", end.finish_reason)
+
+    def first(self, index: int) -> bytes:
         return b""
 
-    def whole(self, text: str, end: End) -> dict[str, Any]:
-        choices = [self._choice(text, end.finish_reason)]
-        return {**self._head(self._object), "choices": choices, "usage": usage_body(end.usage)}
+    def _whole(self, index: int, answer: Answer) -> dict[str, Any]:
+        logprobs = _completion_logprobs(answer.logprobs, 0) if answer.logprobs else None
+        return self._choice(index, answer.text, answer.end.finish_reason if answer.end else None, logprobs)
+
+
+def _tool_call(piece: ToolCallPiece) -> dict[str, Any]:
+    return {"id": piece.id, "type": "function", "function": {"name": piece.name, "arguments": piece.arguments}}
+
+
+def _tool_call_piece(piece: ToolCallPiece) -> dict[str, Any]:
+    return {"index": piece.index, **_tool_call(piece)}
+
+
+def _chat_logprob(token: TopLogprob) -> dict[str, Any]:
+    return {"token": token.token, "logprob": token.logprob, "bytes": list(token.token_bytes)}
+
+
+def _chat_logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
+    content = [{**_chat_logprob(token), "top_logprobs": [_chat_logprob(top) for top in token.top]} for token in tokens]
+    return {"content": content, "refusal": None}
+
+
+def _completion_logprobs(tokens: Sequence[TokenLogprob], offset: int) -> dict[str, Any]:
+    offsets = []
+    for token in tokens:
+        offsets.append(offset)
+        offset += len(token.token)
+    return {
+        "tokens": [token.token for token in tokens],
+        "token_logprobs": [token.logprob for token in tokens],
+        "top_logprobs": [{top.token: top.logprob for top in token.top} for token in tokens],
+        "text_offset": offsets,
+    }
+
+
+def choices_of(request: InferRequest, count: int) -> list[InferRequest]:
+    """One request a choice, each with a seed of its own: the first one's is the request's.
+
+    A seed is always given, so that an answer that goes on elsewhere goes on with the same draws.
+    """
+    seed = request.sampling.seed
+    base = random.getrandbits(62) if seed is None else seed
+    out = []
+    for index in range(count):
+        sampling = request.sampling.model_copy(update={"seed": base + index})
+        request_id = request.request_id if not index else uuid.uuid4().hex
+        out.append(request.model_copy(update={"sampling": sampling, "request_id": request_id}))
+    return out
 
 
 @routes.post("/v1/chat/completions")
 async def chat_completions(request: Request) -> HTTPResponse | None:
     body = parse(ChatRequest, request.body)
-    body.check()
-    inner = InferRequest(
-        request_id=uuid.uuid4().hex,
-        model=body.model,
-        kind="chat",
-        messages=body.chat_messages(),
-        sampling=body.sampling(),
-    )
-    return await respond(request, inner, ChatShape(body.model, usage=body.usage_wanted()), stream=bool(body.stream))
+    inner, images = body.request(uuid.uuid4().hex)
+    if images:
+        inner = await with_images(request.app.ctx.gateway.settings, inner, images)
+    shape = ChatShape(body.model, usage=body.usage_wanted())
+    return await respond(request, choices_of(inner, body.choices()), shape, stream=bool(body.stream))
 
 
 @routes.post("/v1/completions")
 async def completions(request: Request) -> HTTPResponse | None:
     body = parse(CompletionRequest, request.body)
-    body.check()
-    inner = InferRequest(
-        request_id=uuid.uuid4().hex,
-        model=body.model,
-        kind="completion",
-        prompt=body.text(),
-        sampling=body.sampling(),
-    )
+    first = body.request(uuid.uuid4().hex)
+    prompts = body.prompts()
+    inner: list[InferRequest] = []
+    for prompt in prompts:
+        one = first.model_copy(update={"prompt": prompt, "request_id": uuid.uuid4().hex})
+        inner += choices_of(one, body.choices())
     shape = CompletionShape(body.model, usage=body.usage_wanted())
-    return await respond(request, inner, shape, stream=bool(body.stream))
+    return await respond(request, inner, shape, stream=bool(body.stream), prompts=len(prompts))

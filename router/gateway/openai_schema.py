@@ -7,13 +7,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
+import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
 
 from llmlb.bus.errors import InvalidRequest
-from llmlb.bus.messages.infer import ChatMessage, Sampling
+from llmlb.bus.messages.infer import InferRequest, LogitBias, ResponseFormat, Sampling, Tool
+from llmlb.router.gateway.openai_messages import MAX_IMAGES, ImageAddress, InputMessage
 
 MAX_MODEL_NAME = 256
 MAX_STOP = 4
+MAX_CHOICES = 128
+MAX_TOOLS = 128
+MAX_INPUTS = 2048
 MAX_SHOWN = 200
 
 
@@ -30,37 +35,42 @@ class _Body(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
+def _json(value: Any, param: str) -> str:
+    """JSON text of what came as JSON. Raises InvalidRequest when it is nested too deeply to be written again."""
+    try:
+        return orjson.dumps(value).decode()
+    except (TypeError, RecursionError):
+        raise InvalidRequest(f"{param}: nested too deeply", param=param) from None
+
+
 class StreamOptions(_Body):
     include_usage: StrictBool | None = None
 
 
-class TextPart(_Body):
-    type: Literal["text"]
-    text: StrictStr
+class FunctionBody(_Body):
+    name: StrictStr = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    description: StrictStr | None = None
+    parameters: dict[str, Any] | None = None
 
 
-class InputMessage(_Body):
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: StrictStr | list[dict[str, Any]] | None = None
+class ToolBody(_Body):
+    type: Literal["function"]
+    function: FunctionBody
 
-    def text(self, index: int) -> str:
-        """The content as one text. Raises InvalidRequest for a part that is not text."""
-        if self.content is None:
-            if self.role == "assistant":
-                return ""
-            raise InvalidRequest("content must be given", param=f"messages.{index}.content")
-        if isinstance(self.content, str):
-            return self.content
-        texts: list[str] = []
-        for number, part in enumerate(self.content):
-            kind = part.get("type")
-            where = f"messages.{index}.content.{number}"
-            if kind in ("image_url", "input_audio", "file"):
-                raise InvalidRequest(f"parts of type '{kind}' are not supported: this model takes text", param=where)
-            if kind != "text" or not isinstance(part.get("text"), str):
-                raise InvalidRequest('a content part must be {"type": "text", "text": "…"}', param=where)
-            texts.append(part["text"])
-        return "\n".join(texts)
+    def tool(self) -> Tool:
+        """As the bus carries it."""
+        parameters = _json(self.function.parameters or {"type": "object", "properties": {}}, "tools")
+        return Tool(name=self.function.name, description=self.function.description or "", parameters=parameters)
+
+
+class SchemaBody(_Body):
+    name: StrictStr | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
+class FormatBody(_Body):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: SchemaBody | None = None
 
 
 class _Generate(_Body):
@@ -77,8 +87,8 @@ class _Generate(_Body):
     stop: StrictStr | list[StrictStr] | None = None
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
-    n: StrictInt | None = Field(default=None, ge=1, le=128)
-    logit_bias: dict[str, Any] | None = None
+    n: StrictInt | None = Field(default=None, ge=1, le=MAX_CHOICES)
+    logit_bias: dict[str, Number] | None = None
 
     def stops(self) -> tuple[str, ...]:
         """Raises InvalidRequest."""
@@ -102,7 +112,28 @@ class _Generate(_Body):
             seed=self.seed,
             max_tokens=self.limit(),
             stop=self.stops(),
+            logprobs=self.alternatives(),
+            logit_bias=self.biases(),
         )
+
+    def choices(self) -> int:
+        """Answers asked for, to each prompt."""
+        return self.n or 1
+
+    def alternatives(self) -> int | None:
+        """Log probabilities asked for: None is off, else the number of candidates a token."""
+        return None
+
+    def biases(self) -> tuple[LogitBias, ...]:
+        """Raises InvalidRequest."""
+        biases = []
+        for token, bias in (self.logit_bias or {}).items():
+            if not token.isdecimal() or len(token) > 9:
+                raise InvalidRequest("logit_bias: keys must be token ids", param="logit_bias")
+            if not -100 <= bias <= 100:
+                raise InvalidRequest("logit_bias: values must be between -100 and 100", param="logit_bias")
+            biases.append(LogitBias(token_id=int(token), bias=bias))
+        return tuple(biases)
 
     def limit(self) -> int | None:
         return self.max_tokens
@@ -112,8 +143,6 @@ class _Generate(_Body):
 
     def check_common(self) -> None:
         """Raises InvalidRequest for what is known and not supported."""
-        _refuse("n", self.n not in (None, 1), "only n=1")
-        _refuse("logit_bias", bool(self.logit_bias), None)
         if self.stream_options is not None and not self.stream:
             raise InvalidRequest("stream_options: only with stream=true", param="stream_options")
 
@@ -129,12 +158,15 @@ class ChatRequest(_Generate):
 
     messages: list[InputMessage] = Field(min_length=1)
     max_completion_tokens: StrictInt | None = Field(default=None, ge=1, le=2**31 - 1)
-    tools: list[Any] | None = None
-    tool_choice: Any = None
+    tools: list[ToolBody] | None = Field(default=None, max_length=MAX_TOOLS)
+    tool_choice: StrictStr | dict[str, Any] | None = None
+    parallel_tool_calls: StrictBool | None = None
     functions: list[Any] | None = None
-    response_format: dict[str, Any] | None = None
+    response_format: FormatBody | None = None
     logprobs: StrictBool | None = None
-    top_logprobs: StrictInt | None = None
+    top_logprobs: StrictInt | None = Field(default=None, ge=0, le=20)
+    think: StrictBool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     modalities: list[str] | None = None
     audio: Any = None
     prediction: Any = None
@@ -142,20 +174,71 @@ class ChatRequest(_Generate):
     def limit(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
 
-    def chat_messages(self) -> tuple[ChatMessage, ...]:
-        """Raises InvalidRequest."""
-        return tuple(ChatMessage(role=m.role, content=m.text(index)) for index, m in enumerate(self.messages))
+    def alternatives(self) -> int | None:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise InvalidRequest("top_logprobs: only with logprobs=true", param="top_logprobs")
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    def request(self, request_id: str) -> tuple[InferRequest, list[ImageAddress]]:
+        """As the bus carries it, and the images that have to be fetched first. Raises InvalidRequest."""
+        self.check()
+        images: list[ImageAddress] = []
+        messages = tuple(message.message(index, images) for index, message in enumerate(self.messages))
+        if sum(part.type == "image" for message in messages for part in message.parts) > MAX_IMAGES:
+            raise InvalidRequest(f"messages: at most {MAX_IMAGES} images", param="messages")
+        choice, tool_name = self._tool_choice()
+        request = InferRequest(
+            request_id=request_id,
+            model=self.model,
+            kind="chat",
+            messages=messages,
+            sampling=self.sampling(),
+            tools=tuple(tool.tool() for tool in self.tools or ()),
+            tool_choice=choice,
+            tool_name=tool_name,
+            parallel_tool_calls=self.parallel_tool_calls is not False,
+            response_format=self._format(),
+            think=self.think,
+            template_kwargs=_json(self.chat_template_kwargs or {}, "chat_template_kwargs"),
+        )
+        return request, images
+
+    def _tool_choice(self) -> tuple[Literal["auto", "none", "required"], str | None]:
+        choice = self.tool_choice
+        if choice is None or choice in ("auto", "none"):
+            return ("none" if choice == "none" else "auto"), None
+        if not self.tools:
+            raise InvalidRequest("tool_choice: only with tools", param="tool_choice")
+        if choice == "required":
+            return "required", None
+        function = choice.get("function") if isinstance(choice, dict) else None
+        name = function.get("name") if isinstance(function, dict) else None
+        if not isinstance(name, str):
+            raise InvalidRequest(
+                'tool_choice: must be "none", "auto", "required" or {"type": "function", "function": {"name": "…"}}',
+                param="tool_choice",
+            )
+        if name not in {tool.function.name for tool in self.tools}:
+            raise InvalidRequest(f"tool_choice: '{name}' is not among the tools", param="tool_choice")
+        return "required", name
+
+    def _format(self) -> ResponseFormat:
+        format = self.response_format
+        if format is None or format.type == "text":
+            return ResponseFormat()
+        if self.tools and self.tool_choice != "none":
+            raise InvalidRequest("response_format: not together with tools", param="response_format")
+        if format.type == "json_object":
+            return ResponseFormat(type="json_object")
+        if format.json_schema is None:
+            raise InvalidRequest("response_format.json_schema: must be given", param="response_format.json_schema")
+        schema = _json(format.json_schema.schema_, "response_format")
+        return ResponseFormat(type="json_schema", json_schema=schema)
 
     def check(self) -> None:
         """Raises InvalidRequest for what is known and not supported."""
         self.check_common()
-        _refuse("tools", bool(self.tools), None)
-        _refuse("tool_choice", self.tool_choice not in (None, "none", "auto"), None)
-        _refuse("functions", bool(self.functions), None)
-        format = (self.response_format or {}).get("type", "text")
-        _refuse("response_format", format != "text", '{"type": "text"}')
-        _refuse("logprobs", bool(self.logprobs), None)
-        _refuse("top_logprobs", bool(self.top_logprobs), None)
+        _refuse("functions", bool(self.functions), "tools")
         _refuse("modalities", self.modalities not in (None, ["text"]), '["text"]')
         _refuse("audio", self.audio is not None, None)
         _refuse("prediction", self.prediction is not None, None)
@@ -168,18 +251,32 @@ class CompletionRequest(_Generate):
     best_of: StrictInt | None = None
     echo: StrictBool | None = None
     suffix: StrictStr | None = None
-    logprobs: StrictInt | None = None
+    logprobs: StrictInt | None = Field(default=None, ge=0, le=5)
 
-    def text(self) -> str:
-        """Raises InvalidRequest."""
-        prompt = self.prompt
-        if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str):
-            prompt = prompt[0]
-        if not isinstance(prompt, str):
-            raise InvalidRequest("prompt: must be one text", param="prompt")
-        if not prompt:
+    def alternatives(self) -> int | None:
+        return self.logprobs
+
+    def prompts(self) -> list[str]:
+        """The texts to go on from. Raises InvalidRequest."""
+        prompts: list[Any] = self.prompt if isinstance(self.prompt, list) else [self.prompt]
+        if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+            raise InvalidRequest("prompt: must be a text or a list of texts", param="prompt")
+        if not all(prompts):
             raise InvalidRequest("prompt: must not be empty", param="prompt")
-        return prompt
+        if len(prompts) * self.choices() > MAX_CHOICES:
+            raise InvalidRequest(f"prompt: at most {MAX_CHOICES} answers in one request", param="prompt")
+        return prompts
+
+    def request(self, request_id: str) -> InferRequest:
+        """As the bus carries it, for the first prompt. Raises InvalidRequest."""
+        self.check()
+        return InferRequest(
+            request_id=request_id,
+            model=self.model,
+            kind="completion",
+            prompt=self.prompts()[0],
+            sampling=self.sampling(),
+        )
 
     def check(self) -> None:
         """Raises InvalidRequest for what is known and not supported."""
@@ -187,7 +284,54 @@ class CompletionRequest(_Generate):
         _refuse("best_of", self.best_of not in (None, 1), "only best_of=1")
         _refuse("echo", bool(self.echo), None)
         _refuse("suffix", bool(self.suffix), None)
-        _refuse("logprobs", bool(self.logprobs), None)
+
+
+class EmbeddingRequest(_Body):
+    """POST /v1/embeddings."""
+
+    model: StrictStr = Field(min_length=1, max_length=MAX_MODEL_NAME)
+    input: StrictStr | list[Any]
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: StrictInt | None = None
+    truncate: StrictBool | None = None
+
+    def request(self, request_id: str) -> InferRequest:
+        """As the bus carries it. Raises InvalidRequest."""
+        _refuse("dimensions", self.dimensions is not None, "the model's own size")
+        inputs = self._inputs()
+        if not inputs:
+            raise InvalidRequest("input: must not be empty", param="input")
+        if len(inputs) > MAX_INPUTS:
+            raise InvalidRequest(f"input: at most {MAX_INPUTS} inputs", param="input")
+        for index, one in enumerate(inputs):
+            if not one:
+                raise InvalidRequest(f"input.{index}: must not be empty", param=f"input.{index}")
+        return InferRequest(
+            request_id=request_id,
+            model=self.model,
+            kind="embedding",
+            inputs=tuple(inputs),
+            truncate=bool(self.truncate),
+        )
+
+    def _inputs(self) -> list[str | tuple[int, ...]]:
+        if isinstance(self.input, str):
+            return [self.input]
+        if self.input and all(_is_token(one) for one in self.input):
+            return [tuple(self.input)]
+        inputs: list[str | tuple[int, ...]] = []
+        for index, one in enumerate(self.input):
+            if isinstance(one, str):
+                inputs.append(one)
+            elif isinstance(one, list) and all(_is_token(token) for token in one):
+                inputs.append(tuple(one))
+            else:
+                raise InvalidRequest(f"input.{index}: must be a text or a list of token ids", param=f"input.{index}")
+        return inputs
+
+
+def _is_token(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
 
 
 B = TypeVar("B", bound=BaseModel)

@@ -16,6 +16,20 @@ from tests.support.cluster import Process, cluster
 GOOD: dict[str, Any] = {"model": "smollm2", "messages": [{"role": "user", "content": "hi"}]}
 
 
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
+
+
+def image(url: str) -> dict[str, Any]:
+    return {"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}
+
+
+def deep_tool() -> dict[str, Any]:
+    schema: dict[str, Any] = {}
+    for _ in range(400):
+        schema = {"type": "array", "items": schema}
+    return {"type": "function", "function": {"name": "f", "parameters": schema}}
+
+
 @pytest.fixture(scope="module")
 def untouched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     """A cluster that gets bad requests only; at the end its engine was never started."""
@@ -52,12 +66,7 @@ BAD: list[tuple[str, Any, int, str | None]] = [
     ("unknown role", changed(messages=[{"role": "wizard", "content": "x"}]), 400, "messages.0.role"),
     ("no content", changed(messages=[{"role": "user"}]), 400, "messages.0.content"),
     ("content of wrong type", changed(messages=[{"role": "user", "content": 7}]), 400, "messages.0.content"),
-    (
-        "an image",
-        changed(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]),
-        400,
-        "messages.0.content.0",
-    ),
+    ("an image that is none", changed(messages=[image("data:,")]), 400, "messages.0.content.0"),
     ("temperature too high", changed(temperature=3), 400, "temperature"),
     ("temperature below zero", changed(temperature=-0.1), 400, "temperature"),
     ("temperature as text", changed(temperature="1"), 400, "temperature"),
@@ -75,12 +84,52 @@ BAD: list[tuple[str, Any, int, str | None]] = [
     ("seed too large", changed(seed=2**70), 400, "seed"),
     ("stream of wrong type", changed(stream="yes"), 400, "stream"),
     ("stream_options alone", changed(stream_options={"include_usage": True}), 400, "stream_options"),
-    ("n of two", changed(n=2), 400, "n"),
+    ("too many choices", changed(n=129), 400, "n"),
     ("n of zero", changed(n=0), 400, "n"),
-    ("tools", changed(tools=[{"type": "function", "function": {"name": "f"}}]), 400, "tools"),
-    ("logprobs", changed(logprobs=True), 400, "logprobs"),
-    ("logit_bias", changed(logit_bias={"5": 1}), 400, "logit_bias"),
-    ("response_format", changed(response_format={"type": "json_object"}), 400, "response_format"),
+    ("tools of wrong type", changed(tools={"name": "f"}), 400, "tools"),
+    ("a tool without a function", changed(tools=[{"type": "function"}]), 400, "tools.0.function"),
+    (
+        "a tool with a bad name",
+        changed(tools=[{"type": "function", "function": {"name": "a b"}}]),
+        400,
+        "tools.0.function.name",
+    ),
+    ("a tool of unknown type", changed(tools=[{"type": "web"}]), 400, "tools.0.type"),
+    (
+        "parameters of wrong type",
+        changed(tools=[{"type": "function", "function": {"name": "f", "parameters": []}}]),
+        400,
+        "tools.0.function.parameters",
+    ),
+    ("tool_choice without tools", changed(tool_choice="required"), 400, "tool_choice"),
+    ("unknown tool_choice", changed(tools=TOOLS, tool_choice="maybe"), 400, "tool_choice"),
+    (
+        "a choice that is no tool",
+        changed(tools=TOOLS, tool_choice={"type": "function", "function": {"name": "g"}}),
+        400,
+        "tool_choice",
+    ),
+    ("functions", changed(functions=[{"name": "f"}]), 400, "functions"),
+    ("logprobs of wrong type", changed(logprobs=5), 400, "logprobs"),
+    ("top_logprobs alone", changed(top_logprobs=5), 400, "top_logprobs"),
+    ("too many top_logprobs", changed(logprobs=True, top_logprobs=21), 400, "top_logprobs"),
+    ("logit_bias by text", changed(logit_bias={"the": 1}), 400, "logit_bias"),
+    ("logit_bias too large", changed(logit_bias={"5": 101}), 400, "logit_bias"),
+    ("logit_bias of wrong type", changed(logit_bias={"5": "x"}), 400, "logit_bias.5"),
+    ("unknown response_format", changed(response_format={"type": "xml"}), 400, "response_format.type"),
+    ("no schema", changed(response_format={"type": "json_schema"}), 400, "response_format.json_schema"),
+    (
+        "tools and a format",
+        changed(tools=TOOLS, response_format={"type": "json_object"}),
+        400,
+        "response_format",
+    ),
+    ("an image behind http", changed(messages=[image("http://127.0.0.1:9/a.png")]), 400, "messages.0.content.0"),
+    ("an image of another type", changed(messages=[image("data:image/tiff;base64,AAAA")]), 400, "messages.0.content.0"),
+    ("an image in bad base64", changed(messages=[image("data:image/png;base64,!!")]), 400, "messages.0.content.0"),
+    ("an empty image", changed(messages=[image("data:image/png;base64,")]), 400, "messages.0.content.0"),
+    ("an image from a file", changed(messages=[image("file:///etc/passwd")]), 400, "messages.0.content.0"),
+    ("a schema too deep", changed(tools=[deep_tool()]), 400, None),
 ]
 
 

@@ -71,7 +71,7 @@ def test_a_failed_load_and_a_crash_can_be_tried_again() -> None:
     assert life.want("a", 2) == [Load("a")]
     life.loaded("a", 3)
     life.started("a", 3)
-    life.crashed("a", 4)
+    life.crashed("a", 4, "why")
     assert life.state("a") == "absent"
     assert life.finished("a", 5) == []
     assert life.want("a", 6) == [Load("a")]

@@ -3,12 +3,11 @@ from __future__ import annotations
 import pytest
 
 from llmlb.bus.errors import InvalidRequest, ModelLoadFailed
-from llmlb.bus.messages.infer import ChatMessage
 from llmlb.node.engine.templates import ChatTemplate
 from llmlb.node.store.bundled import bundled_path
 from llmlb.node.store.gguf import read_gguf
 
-USER = [ChatMessage(role="user", content="hi")]
+USER = [{"role": "user", "content": "hi"}]
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +18,7 @@ def smollm2() -> ChatTemplate:
 
 
 def test_the_demo_models_own_template(smollm2: ChatTemplate) -> None:
-    turns = [ChatMessage(role="system", content="Be brief."), *USER]
+    turns = [{"role": "system", "content": "Be brief."}, *USER]
     assert smollm2.origin == "model"
     assert smollm2.render(turns) == (
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
@@ -34,7 +33,7 @@ def test_a_model_without_a_template_gets_chatml() -> None:
 
 
 def test_text_of_users_is_never_a_template() -> None:
-    turns = [ChatMessage(role="user", content="{{ 7 * 7 }}{% for x in y %}")]
+    turns = [{"role": "user", "content": "{{ 7 * 7 }}{% for x in y %}"}]
     assert "{{ 7 * 7 }}{% for x in y %}" in ChatTemplate(None).render(turns)
 
 
@@ -49,7 +48,7 @@ def test_a_template_without_developer_gets_it_as_system() -> None:
         "{% for m in messages %}{% if m.role not in ['system', 'user'] %}{{ raise_exception('no') }}{% endif %}"
         "[{{ m.role }}]{% endfor %}"
     )
-    assert template.render([ChatMessage(role="developer", content="x"), *USER]) == "[system][user]"
+    assert template.render([{"role": "developer", "content": "x"}, *USER]) == "[system][user]"
 
 
 def test_a_template_that_is_not_jinja_fails_at_load() -> None:
@@ -75,6 +74,22 @@ def test_a_template_that_is_not_jinja_fails_at_load() -> None:
         "{{ undefined_thing.attribute }}",
         "{{ 1 / 0 }}",
         "{{ messages[99].content }}",
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "{% set ns = namespace(x='aaaaaaaa') %}{% for i in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+        "{% set ns = namespace(x='aaaaaaaa') %}{% for i in range(99) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+        "{% set ns = namespace(x=[1]) %}{% for i in range(99) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+        "{% set ns = namespace(x='a') %}{% for i in range(99) %}{% set ns.x = ns.x.replace('a', 'aaa') %}{% endfor %}",
+        "{% set ns = namespace(x='a') %}{% for i in range(99) %}{% set ns.x = ns.x|replace('a', 'aaa') %}{% endfor %}",
+        "{% set ns = namespace(x='a') %}{% for i in range(99) %}{% set ns.x = [ns.x, ns.x]|join %}{% endfor %}",
+        "{{ 'a'.ljust(10000000000) }}",
+        "{{ 'a'|center(10000000000) }}",
+        "{{ '{:>10000000000}'.format(1) }}",
+        "{{ '{:>{w}}'.format(1, w=10000000000) }}",
+        "{{ '%10000000000d'|format(1) }}",
+        "{{ 'a\nb'|indent(10000000000) }}",
+        "{{ messages|tojson(indent=10000000000) }}",
+        "{{ lipsum(n=1000000) }}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     ],
 )
 def test_a_hostile_template_gets_nothing_and_ends(hostile: str) -> None:
@@ -89,3 +104,9 @@ def test_the_usual_helpers_are_there() -> None:
         bos="<s>",
     )
     assert template.render(USER) == '<s>4{"a": "<é>"}1'
+
+
+def test_tools_and_further_variables_reach_the_template_but_do_not_replace_its_own() -> None:
+    template = ChatTemplate("{{ tools[0].function.name }}{{ enable_thinking }}{{ messages|length }}")
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    assert template.render(USER, tools=tools, extra={"enable_thinking": False, "messages": []}) == "fFalse1"

@@ -1,0 +1,210 @@
+"""One generating request inside the llama.cpp engine: its prompt, where it stands, and how its answer is made."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from llmlb.bus.messages.infer import InferRequest, Timings, TokenLogprob, TopLogprob, Usage
+from llmlb.node.engine import kv
+from llmlb.node.engine.answer import AnswerReader
+from llmlb.node.engine.interface import Handle, Piece
+from llmlb.node.engine.llama_library import GrammarMask, ImageChunk, Logits, Model, Prompt
+from llmlb.node.engine.prompts import RenderedPrompt
+from llmlb.node.engine.sampling import Sampler, log_probabilities
+
+Part = list[int] | ImageChunk
+
+
+@dataclass(slots=True)
+class Job:
+    """One request, waiting (``seq`` -1) or at work in a sequence."""
+
+    handle: Handle
+    request: InferRequest
+    rendered: RenderedPrompt
+    parts: list[Part]
+    reader: AnswerReader
+    images: Prompt | None = None
+    grammar: GrammarMask | None = None
+    sampler: Sampler | None = None
+    seq: int = -1
+    past: int = 0
+    """Positions in the KV cache."""
+    part: int = 0
+    offset: int = 0
+    """Where prefill stands: a part, and tokens of it."""
+    replayed: int = 0
+    """Tokens of the continuation that are in the KV cache."""
+    cached: int = 0
+    sampled: int = 0
+    """Tokens of the answer, those of the continuation included."""
+    thought: int = 0
+    next_token: int = -1
+    unsent: list[int] = field(default_factory=list)
+    unsent_logprobs: list[TokenLogprob] = field(default_factory=list)
+    guesser: kv.Guesser | None = None
+    queued_at: float = field(default_factory=time.monotonic)
+    started_at: float = 0.0
+    first_token_at: float = 0.0
+    reported_at: float = 0.0
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompt, those of images included."""
+        return sum(len(part) if isinstance(part, list) else part.tokens for part in self.parts)
+
+    @property
+    def prompt_positions(self) -> int:
+        return sum(len(part) if isinstance(part, list) else part.positions for part in self.parts)
+
+    @property
+    def plain(self) -> list[int]:
+        """The tokens before the first image: what a cache of tokens can know."""
+        first = self.parts[0]
+        return first if isinstance(first, list) else []
+
+    @property
+    def text_only(self) -> bool:
+        return len(self.parts) == 1 and isinstance(self.parts[0], list)
+
+    @property
+    def prefilled(self) -> bool:
+        """True when prompt and continuation are in the cache."""
+        return self.part == len(self.parts) and self.replayed == len(self.request.continuation)
+
+    def begin(self, seq: int, reuse: int) -> None:
+        """Take a sequence whose cache holds the first ``reuse`` tokens of the prompt."""
+        self.seq, self.past, self.offset, self.cached = seq, reuse, reuse, reuse
+        self.started_at = time.monotonic()
+
+    def next_call(self, room: int) -> tuple[ImageChunk | list[int], bool]:
+        """What prefill computes next, and whether that is the last of it. ``room``: tokens of a large call at most."""
+        if self.part == len(self.parts):
+            tokens = list(self.request.continuation[self.replayed : self.replayed + kv.SMALL])
+            return tokens, self.replayed + len(tokens) == len(self.request.continuation)
+        part = self.parts[self.part]
+        last_part = self.part + 1 == len(self.parts) and not self.request.continuation
+        if not isinstance(part, list):
+            return part, last_part
+        large = kv.large_part(len(part))
+        if self.offset < large:
+            stop = min(self.offset + max(kv.BLOCK, room // kv.BLOCK * kv.BLOCK), large)
+        else:
+            stop = min(self.offset + kv.SMALL, len(part))
+        return part[self.offset : stop], last_part and stop == len(part)
+
+    def advance(self, done: ImageChunk | list[int]) -> None:
+        """That call was made."""
+        if isinstance(done, ImageChunk):
+            self.past += done.positions
+            self.part, self.offset = self.part + 1, 0
+            return
+        self.past += len(done)
+        if self.part == len(self.parts):
+            self.replayed += len(done)
+            return
+        self.offset += len(done)
+        part = self.parts[self.part]
+        if isinstance(part, list) and self.offset == len(part):
+            self.part, self.offset = self.part + 1, 0
+
+    def held(self) -> kv.Held:
+        """What of the cache a later prompt can use: its text up to the first image, and after a text the answer."""
+        if not self.text_only:
+            done = self.offset if self.part == 0 else len(self.plain)
+            return kv.Held(self.plain[:done], min(done, kv.large_part(len(self.plain))))
+        known = [*self.plain, *self.request.continuation]
+        tokens = known[: self.past] if self.past <= len(known) else known + self._answer[: self.past - len(known)]
+        return kv.Held(tokens, min(len(tokens), kv.large_part(len(self.plain))))
+
+    _answer: list[int] = field(default_factory=list)
+    """Tokens sampled here, without those of the continuation."""
+
+    def resume(self, model: Model, pieces: dict[int, bytes]) -> None:
+        """Bring sampler and reader to where the continuation ends. What the client has is not sent again."""
+        for token in self.request.continuation:
+            self._account(token)
+            self.reader.feed(pieces.get(token) or model.piece(token))
+
+    def _account(self, token: int) -> None:
+        assert self.sampler is not None
+        if self.grammar is not None and self.sampler.grammar is None and not self.reader.thinking:
+            self.sampler.grammar = self.grammar
+        self.sampler.accept(token)
+        self.sampled += 1
+        self.thought += self.reader.thinking
+
+    def sample(self, model: Model, logits: Logits) -> int:
+        """The next token, taken into account."""
+        assert self.sampler is not None
+        if self.grammar is not None and self.sampler.grammar is None and not self.reader.thinking:
+            self.sampler.grammar = self.grammar
+        token = self.sampler.sample(logits)
+        if self.first_token_at == 0.0:
+            self.first_token_at = time.monotonic()
+        wanted = self.request.sampling.logprobs
+        if wanted is not None:
+            self.unsent_logprobs.append(_logprob(model, logits, token, wanted))
+        self._account(token)
+        self.next_token = token
+        self._answer.append(token)
+        if self.guesser is not None:
+            self.guesser.add(token)
+        return token
+
+    def guess(self) -> int:
+        """A token that may come after ``next_token``."""
+        if self.guesser is None:
+            self.guesser = kv.Guesser([*self.plain, *self.request.continuation, *self._answer])
+        return self.guesser.guess()
+
+    def pack(self, piece: Piece) -> Piece | None:
+        """The piece with the tokens that were held back, or None when there is nothing to send yet.
+
+        Tokens whose text is still held back are held back too: a continuation elsewhere begins with them.
+        """
+        if not (piece.text or piece.reasoning or piece.tool_calls):
+            return None
+        piece.token_ids = tuple(self.unsent)
+        piece.logprobs = tuple(self.unsent_logprobs)
+        self.unsent.clear()
+        self.unsent_logprobs.clear()
+        return piece
+
+    def usage(self) -> Usage:
+        return Usage(
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.sampled,
+            cached_tokens=self.cached,
+            reasoning_tokens=self.thought,
+        )
+
+    def timings(self) -> Timings:
+        now = time.monotonic()
+        first = self.first_token_at or now
+        return Timings(
+            queue_ms=(self.started_at - self.queued_at) * 1000,
+            prefill_ms=(first - self.started_at) * 1000,
+            decode_ms=(now - first) * 1000,
+        )
+
+    def close(self) -> None:
+        """Free what llama.cpp holds for it; may be called twice."""
+        if self.grammar is not None:
+            self.grammar.close()
+        if self.images is not None:
+            self.images.close()
+
+
+def _logprob(model: Model, logits: Logits, token: int, top: int) -> TokenLogprob:
+    own, leaders = log_probabilities(logits, token, top)
+
+    def named() -> Iterator[TopLogprob]:
+        for leader, value in leaders:
+            data = model.piece(leader, special=True)
+            yield TopLogprob(token=data.decode(errors="replace"), token_bytes=tuple(data), logprob=value)
+
+    data = model.piece(token, special=True)
+    return TokenLogprob(token=data.decode(errors="replace"), token_bytes=tuple(data), logprob=own, top=tuple(named()))

@@ -1,0 +1,432 @@
+"""llama.cpp as Python objects: model, context, grammar, projector. The only file that imports llama_cpp.
+
+Thin: nothing here decides anything. Every call runs in the worker's main thread. Text that may hold anything goes in
+and out as bytes; logits and vectors are numpy views into llama.cpp's memory, valid until the next decode.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+# Before the library is loaded, which reads it once. At a barrier libgomp spins for milliseconds before it sleeps; with
+# any other process on the cores that costs a time slice a barrier. Measured on 2 cores with one other busy process:
+# 8 tokens/s with the default, 16 with 300; with idle cores no difference (29 and 33).
+os.environ.setdefault("GOMP_SPINCOUNT", "300")  # noqa: TID251  # written for a C library, not read
+
+import llama_cpp.llama_cpp as lib
+import llama_cpp.mtmd_cpp as mtmd
+import numpy as np
+import numpy.typing as npt
+from llama_cpp.llama_grammar import json_schema_to_gbnf
+
+from llmlb.bus.errors import InvalidRequest, ModelLoadFailed
+
+Logits = npt.NDArray[np.float32]
+Vector = npt.NDArray[np.float32]
+
+POOLING_NONE, POOLING_MEAN = 0, 1
+"""Source: llama.h, enum llama_pooling_type."""
+MAX_IMAGE_TOKENS = 4096
+_PIECE_BYTES = 256
+_LOG_ERROR = 4
+_TEXT_CHUNK, _IMAGE_CHUNK = 0, 1
+
+_last_errors: deque[str] = deque(maxlen=5)
+
+
+@lib.llama_log_callback  # type: ignore[untyped-decorator]
+def _log_callback(level: int, text: bytes, _: Any) -> None:
+    """llama.cpp's log: errors are kept for messages, the rest is dropped. Lives as long as the library calls it."""
+    if level == _LOG_ERROR:
+        _last_errors.append(text.decode(errors="replace").strip())
+
+
+def _said() -> str:
+    """llama.cpp's last words."""
+    return "; ".join(_last_errors) or "no reason given"
+
+
+def can_offload() -> bool:
+    """Whether this build of llama.cpp can use a GPU."""
+    return bool(lib.llama_supports_gpu_offload())
+
+
+class Model:
+    """A loaded model and its vocabulary."""
+
+    def __init__(self, path: str, name: str, *, gpu_layers: int, progress: Callable[[float], None]) -> None:
+        """Load. ``progress`` gets 0 to 1. Raises ModelLoadFailed with llama.cpp's last words."""
+        _last_errors.clear()
+        lib.llama_log_set(_log_callback, ctypes.c_void_p(0))
+        lib.llama_backend_init()
+
+        @lib.llama_progress_callback  # type: ignore[untyped-decorator]
+        def report(share: float, _: Any) -> bool:
+            progress(share)
+            return True
+
+        params = lib.llama_model_default_params()
+        params.n_gpu_layers = gpu_layers
+        params.progress_callback = report
+        self.name = name
+        self.handle = lib.llama_model_load_from_file(path.encode(), params)
+        if not self.handle:
+            raise ModelLoadFailed(f"llama.cpp could not load {name}: {_said()}", detail=path)
+        self.vocab = lib.llama_model_get_vocab(self.handle)
+        self.vocabulary = int(lib.llama_vocab_n_tokens(self.vocab))
+        self.trained_context = int(lib.llama_model_n_ctx_train(self.handle))
+        self.dimensions = int(lib.llama_model_n_embd_out(self.handle))
+        self.removable = not (lib.llama_model_is_recurrent(self.handle) or lib.llama_model_is_hybrid(self.handle))
+        """False: a sequence can't be cut at a position, only forgotten as a whole."""
+        self._bos = lib.llama_vocab_bos(self.vocab)
+        self._pieces: dict[int, bytes] = {}
+        self._buffer = ctypes.create_string_buffer(_PIECE_BYTES)
+
+    @property
+    def bos(self) -> str:
+        """The text of the begin token, "" where there is none."""
+        return self.token_text(self._bos)
+
+    @property
+    def eos(self) -> str:
+        """The text of the end token, "" where there is none."""
+        return self.token_text(lib.llama_vocab_eos(self.vocab))
+
+    def token_text(self, token: int) -> str:
+        """A token as the vocabulary writes it; "" for a negative one."""
+        text = lib.llama_vocab_get_text(self.vocab, token) if token >= 0 else None
+        return text.decode(errors="replace") if text else ""
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool = True) -> list[int]:
+        """The tokens of a text. Raises InvalidRequest when it can't be tokenized."""
+        data = text.encode("utf-8", "surrogatepass")
+        size = len(data) + 8
+        buffer = (lib.llama_token * size)()
+        count = lib.llama_tokenize(self.vocab, data, len(data), buffer, size, add_special, parse_special)
+        if count < 0:
+            raise InvalidRequest("the prompt can't be turned into tokens")
+        return list(buffer[:count])
+
+    def tokenize_rendered(self, text: str) -> list[int]:
+        """The tokens of a rendered chat template, which may have written the begin token itself."""
+        wants_bos = bool(lib.llama_vocab_get_add_bos(self.vocab)) and self._bos >= 0
+        return self.tokenize(text, add_special=not (wants_bos and text.startswith(self.bos)))
+
+    def piece(self, token: int, *, special: bool = False) -> bytes:
+        """The bytes of a token; control tokens are empty unless ``special``."""
+        key = ~token if special else token
+        piece = self._pieces.get(key)
+        if piece is None:
+            count = lib.llama_token_to_piece(self.vocab, token, self._buffer, _PIECE_BYTES, 0, special)
+            if count < 0:
+                buffer = ctypes.create_string_buffer(-count)
+                count = lib.llama_token_to_piece(self.vocab, token, buffer, -count, 0, special)
+                piece = buffer.raw[:count]
+            else:
+                piece = self._buffer.raw[:count]
+            self._pieces[key] = piece
+        return piece
+
+    def ends(self, token: int) -> bool:
+        """Whether the token ends a turn."""
+        return bool(lib.llama_vocab_is_eog(self.vocab, token))
+
+    def close(self) -> None:
+        """Free it; no context may be left."""
+        lib.llama_model_free(self.handle)
+
+
+@dataclass(frozen=True, slots=True)
+class ContextSize:
+    """How much room a context has. ``tokens``: of one sequence; ``batch``: tokens of one decode call."""
+
+    sequences: int
+    tokens: int
+    batch: int
+    threads: int
+
+
+class Context:
+    """The KV cache of some sequences, and the calls that fill it."""
+
+    def __init__(self, model: Model, size: ContextSize, *, pooling: int | None = None) -> None:
+        """``pooling``: this context makes vectors, not tokens. Raises ModelLoadFailed."""
+        self._model = model
+        params = lib.llama_context_default_params()
+        params.n_ctx = size.tokens * size.sequences
+        params.n_seq_max = size.sequences
+        params.n_batch = params.n_ubatch = size.batch
+        params.n_threads = params.n_threads_batch = size.threads
+        params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        params.kv_unified = False
+        params.no_perf = True
+        if pooling is not None:
+            params.embeddings = True
+            params.pooling_type = pooling
+        _last_errors.clear()
+        self.handle = lib.llama_init_from_model(model.handle, params)
+        if not self.handle:
+            # Some models have no flash attention kernel for their head size.
+            params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
+            self.handle = lib.llama_init_from_model(model.handle, params)
+        if not self.handle:
+            raise ModelLoadFailed(
+                f"llama.cpp could not make {size.sequences} slots of {size.tokens} tokens for {model.name}: {_said()}"
+            )
+        self.tokens = int(lib.llama_n_ctx_seq(self.handle))
+        self.batch = size.batch
+        self._memory = lib.llama_get_memory(self.handle)
+        self._make_batch(size.batch)
+
+    def _make_batch(self, size: int) -> None:
+        """One llama_batch over numpy arrays, filled anew for each call."""
+        self._tokens = np.zeros(size, dtype=np.int32)
+        self._positions = np.zeros(size, dtype=np.int32)
+        self._counts = np.ones(size, dtype=np.int32)
+        self._sequences = np.zeros(size, dtype=np.int32)
+        self._wanted = np.zeros(size, dtype=np.int8)
+        each = ctypes.POINTER(lib.llama_seq_id)
+        base = self._sequences.ctypes.data
+        self._pointers = (each * size)(*(ctypes.cast(base + 4 * i, each) for i in range(size)))
+        self._batch = lib.llama_batch(
+            n_tokens=0,
+            token=self._tokens.ctypes.data_as(ctypes.POINTER(lib.llama_token)),
+            embd=None,
+            pos=self._positions.ctypes.data_as(ctypes.POINTER(lib.llama_pos)),
+            n_seq_id=self._counts.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
+            seq_id=ctypes.cast(self._pointers, ctypes.POINTER(each)),
+            logits=self._wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
+        )
+
+    @property
+    def has_memory(self) -> bool:
+        """False for encoders (BERT …), which keep nothing between calls."""
+        return bool(self._memory)
+
+    @property
+    def pooling(self) -> int:
+        """How vectors of tokens become one."""
+        return int(lib.llama_pooling_type(self.handle))
+
+    def decode(self, rows: Sequence[tuple[int, int, int, bool]]) -> int:
+        """One llama_decode of (token, position, sequence, wanted) rows, at most ``batch``; its return code."""
+        count = len(rows)
+        tokens, positions, sequences, wanted = zip(*rows, strict=True)
+        self._tokens[:count], self._positions[:count] = tokens, positions
+        self._sequences[:count], self._wanted[:count] = sequences, wanted
+        self._batch.n_tokens = count
+        return int(lib.llama_decode(self.handle, self._batch))
+
+    def decode_run(self, tokens: Sequence[int], position: int, sequence: int, *, wanted: bool) -> int:
+        """One llama_decode of tokens that follow each other; with ``wanted`` the last one's logits are kept."""
+        count = len(tokens)
+        self._tokens[:count] = tokens
+        self._positions[:count] = np.arange(position, position + count)
+        self._sequences[:count] = sequence
+        self._wanted[:count] = 0
+        self._wanted[count - 1] = wanted
+        self._batch.n_tokens = count
+        return int(lib.llama_decode(self.handle, self._batch))
+
+    def encode_all(self, tokens: Sequence[int], sequence: int) -> int:
+        """As :meth:`decode_run` from position 0, with every token's output wanted: what pooling needs."""
+        count = len(tokens)
+        self._tokens[:count] = tokens
+        self._positions[:count] = np.arange(count)
+        self._sequences[:count] = sequence
+        self._wanted[:count] = 1
+        self._batch.n_tokens = count
+        return int(lib.llama_decode(self.handle, self._batch))
+
+    def logits(self, count: int) -> npt.NDArray[np.float32]:
+        """The logits of the ``count`` wanted rows of the last call, in their order: (count, vocabulary)."""
+        pointer = lib.llama_get_logits(self.handle)
+        return np.ctypeslib.as_array(pointer, (count, self._model.vocabulary))
+
+    def vector(self, sequence: int) -> Vector:
+        """The pooled vector of a sequence, copied: (dimensions,)."""
+        pointer = lib.llama_get_embeddings_seq(self.handle, sequence)
+        return np.ctypeslib.as_array(pointer, (self._model.dimensions,)).copy()
+
+    def abort_when(self, condition: Callable[[], bool]) -> None:
+        """Ask ``condition`` between the operations of a call, and end the call with code 2 when it is true (CPU)."""
+
+        @lib.ggml_abort_callback  # type: ignore[untyped-decorator]
+        def ask(_: Any) -> bool:
+            return condition()
+
+        self._ask = ask  # llama.cpp holds on to it
+        lib.llama_set_abort_callback(self.handle, ask, ctypes.c_void_p(0))
+
+    def forget(self, sequence: int, start: int = 0) -> bool:
+        """Drop what a sequence holds from ``start`` on. False when the model can't cut there."""
+        if not self._memory:
+            return True
+        return bool(lib.llama_memory_seq_rm(self._memory, sequence, start, -1))
+
+    def copy(self, source: int, target: int) -> None:
+        """Make ``target`` hold what ``source`` holds. Copies the whole cache of the sequence."""
+        lib.llama_memory_seq_rm(self._memory, target, -1, -1)
+        lib.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+
+    def close(self) -> None:
+        """Free it."""
+        lib.llama_free(self.handle)
+
+
+def schema_grammar(schema: str) -> str:
+    """The GBNF of a JSON schema, with the rule ``root``. Raises InvalidRequest when it can't be enforced."""
+    try:
+        grammar: str = json_schema_to_gbnf(schema)
+    except RecursionError:
+        raise InvalidRequest("the JSON schema is nested too deeply", param="response_format") from None
+    except Exception as error:  # the converter raises whatever it stumbles over
+        raise InvalidRequest(
+            f"the JSON schema can't be enforced: {str(error)[:200] or type(error).__name__}", param="response_format"
+        ) from error
+    return grammar
+
+
+class GrammarMask:
+    """A GBNF grammar at one place of an answer. Implements :class:`llmlb.node.engine.sampling.Grammar`."""
+
+    def __init__(self, model: Model, grammar: str) -> None:
+        """Raises InvalidRequest when llama.cpp does not take the grammar."""
+        self._sampler = lib.llama_sampler_init_grammar(model.vocab, grammar.encode(), b"root")
+        if not self._sampler:
+            raise InvalidRequest("the grammar of this schema is not accepted by llama.cpp", param="response_format")
+        kind = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+        self._one = np.zeros(1, dtype=kind)
+        self._all = np.zeros(model.vocabulary, dtype=kind)
+
+    def _apply(self, data: Any) -> None:
+        pointer = data.ctypes.data_as(lib.llama_token_data_p)
+        array = lib.llama_token_data_array(data=pointer, size=data.size, selected=-1, sorted=False)
+        lib.llama_sampler_apply(self._sampler, ctypes.byref(array))
+
+    def allows(self, token: int) -> bool:
+        self._one["id"], self._one["logit"] = token, 1.0
+        self._apply(self._one)
+        return bool(self._one["logit"][0] != -np.inf)
+
+    def mask(self, logits: Logits) -> None:
+        self._all["id"], self._all["logit"] = np.arange(self._all.size), logits
+        self._apply(self._all)
+        logits[:] = self._all["logit"]
+
+    def accept(self, token: int) -> None:
+        lib.llama_sampler_accept(self._sampler, token)
+
+    def close(self) -> None:
+        """Free it; may be called twice."""
+        if self._sampler:
+            lib.llama_sampler_free(self._sampler)
+            self._sampler = None
+
+
+@dataclass(frozen=True, slots=True)
+class ImageChunk:
+    """The place of one image (or a slice of it) in a prompt. ``positions``: how far the text after it moves."""
+
+    handle: Any
+    tokens: int
+    positions: int
+
+
+class Prompt:
+    """A prompt of text and images, cut into runs of tokens and image chunks. Free it with :meth:`close`."""
+
+    def __init__(self, chunks: Any) -> None:
+        self._chunks = chunks
+        self.parts: list[list[int] | ImageChunk] = []
+        for number in range(mtmd.mtmd_input_chunks_size(chunks)):
+            chunk = mtmd.mtmd_input_chunks_get(chunks, number)
+            if mtmd.mtmd_input_chunk_get_type(chunk) == _TEXT_CHUNK:
+                count = ctypes.c_size_t()
+                tokens = mtmd.mtmd_input_chunk_get_tokens_text(chunk, ctypes.byref(count))
+                self.parts.append(list(tokens[: count.value]))
+            else:
+                size = int(mtmd.mtmd_input_chunk_get_n_tokens(chunk))
+                self.parts.append(ImageChunk(chunk, size, int(mtmd.mtmd_input_chunk_get_n_pos(chunk))))
+
+    def close(self) -> None:
+        """Free it; may be called twice."""
+        if self._chunks:
+            mtmd.mtmd_input_chunks_free(self._chunks)
+            self._chunks = None
+
+
+class Projector:
+    """The vision part of a model (mmproj file), over llama.cpp's mtmd."""
+
+    def __init__(self, model: Model, path: str, *, threads: int) -> None:
+        """Raises ModelLoadFailed."""
+        params = mtmd.mtmd_context_params_default()
+        params.n_threads = threads
+        params.print_timings = False
+        params.warmup = False
+        _last_errors.clear()
+        self._context = mtmd.mtmd_init_from_file(path.encode(), model.handle, params)
+        if not self._context:
+            raise ModelLoadFailed(f"llama.cpp could not load the projector of {model.name}: {_said()}", detail=path)
+        self.vision = bool(mtmd.mtmd_support_vision(self._context))
+
+    def prompt(self, pieces: Sequence[str | npt.NDArray[np.uint8]], *, add_special: bool) -> Prompt:
+        """Tokens of texts and RGB images (height, width, 3) in order. Raises InvalidRequest."""
+        bitmaps: list[Any] = []
+        parts: list[mtmd.mtmd_input_part] = []
+        keep: list[Any] = []
+        chunks = mtmd.mtmd_input_chunks_init()
+        with contextlib.ExitStack() as undo:
+            undo.callback(mtmd.mtmd_input_chunks_free, chunks)
+            for piece in pieces:
+                part = mtmd.mtmd_input_part()
+                if isinstance(piece, str):
+                    data = piece.encode("utf-8", "surrogatepass")
+                    text = mtmd.mtmd_input_text(text=data, text_len=len(data), add_special=False, parse_special=True)
+                    keep.append((data, text))
+                    part.text = ctypes.pointer(text)
+                else:
+                    pixels = np.ascontiguousarray(piece)
+                    pointer = pixels.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+                    bitmap = mtmd.mtmd_bitmap_init(pixels.shape[1], pixels.shape[0], pointer)
+                    undo.callback(mtmd.mtmd_bitmap_free, bitmap)
+                    bitmaps.append(bitmap)
+                    part.bitmap = bitmap
+                parts.append(part)
+            each = ctypes.POINTER(mtmd.mtmd_input_part)
+            array = (each * len(parts))(*(ctypes.pointer(part) for part in parts))
+            code = mtmd.mtmd_tokenize_from_parts(self._context, chunks, array, len(parts), add_special)
+            if code != 0:
+                raise InvalidRequest(f"the images can't be prepared for this model (code {code})", param="messages")
+            prompt = Prompt(chunks)
+            undo.pop_all()
+            for bitmap in bitmaps:
+                mtmd.mtmd_bitmap_free(bitmap)
+        return prompt
+
+    def decode(self, context: Context, chunk: ImageChunk, position: int, sequence: int) -> int:
+        """Encode one image and put it into a sequence at ``position``; 0 when it worked."""
+        after = lib.llama_pos()
+        return int(
+            mtmd.mtmd_helper_eval_chunk_single(
+                self._context,
+                context.handle,
+                chunk.handle,
+                position,
+                sequence,
+                context.batch,
+                False,
+                ctypes.byref(after),
+            )
+        )
+
+    def close(self) -> None:
+        """Free it."""
+        mtmd.mtmd_free(self._context)

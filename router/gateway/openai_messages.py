@@ -1,0 +1,109 @@
+"""The messages of a chat body: text, images, tool calls and their results. Source: OpenAI's API reference, "Chat"."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictStr
+
+from llmlb.bus.errors import InvalidRequest
+from llmlb.bus.messages.infer import ChatMessage, ContentPart, ToolCall
+
+_DATA_URL = re.compile(r"data:(?P<type>[^;,]*)(?:;[^;,]*)*;base64,", re.IGNORECASE)
+_IMAGE_TYPE = re.compile(r"image/(png|jpe?g|webp|gif)|", re.IGNORECASE)
+MAX_IMAGES = 32
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+@dataclass(frozen=True, slots=True)
+class ImageAddress:
+    """An image that has to be fetched before the request can go on the bus."""
+
+    url: str
+    param: str
+
+
+class CalledFunction(_Body):
+    name: StrictStr = Field(min_length=1, max_length=256)
+    arguments: StrictStr = "{}"
+
+
+class InputToolCall(_Body):
+    id: StrictStr = ""
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class InputMessage(_Body):
+    """One message of a chat body."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: StrictStr | list[dict[str, Any]] | None = None
+    name: StrictStr | None = None
+    tool_calls: list[InputToolCall] | None = None
+    tool_call_id: StrictStr | None = None
+    reasoning_content: StrictStr | None = None
+
+    def message(self, index: int, images: list[ImageAddress]) -> ChatMessage:
+        """As the bus carries it. Images behind a URL are put into ``images``, and their parts hold its number.
+
+        Raises InvalidRequest.
+        """
+        parts = self._parts(index, images)
+        return ChatMessage(
+            role=self.role,
+            content="\n".join(part.text for part in parts if part.type == "text"),
+            parts=tuple(parts) if any(part.type == "image" for part in parts) else (),
+            reasoning=self.reasoning_content,
+            tool_calls=tuple(
+                ToolCall(id=call.id, name=call.function.name, arguments=call.function.arguments)
+                for call in self.tool_calls or ()
+            ),
+            tool_call_id=self.tool_call_id,
+            name=self.name,
+        )
+
+    def _parts(self, index: int, images: list[ImageAddress]) -> list[ContentPart]:
+        if self.content is None:
+            if self.role == "assistant":
+                return []
+            raise InvalidRequest("content must be given", param=f"messages.{index}.content")
+        if isinstance(self.content, str):
+            return [ContentPart(type="text", text=self.content)]
+        return [self._part(part, f"messages.{index}.content.{at}", images) for at, part in enumerate(self.content)]
+
+    def _part(self, part: dict[str, Any], where: str, images: list[ImageAddress]) -> ContentPart:
+        kind = part.get("type")
+        if kind == "text" and isinstance(part.get("text"), str):
+            return ContentPart(type="text", text=part["text"])
+        if kind == "image_url":
+            return _image(part.get("image_url"), where, images)
+        if kind in ("input_audio", "file"):
+            raise InvalidRequest(f"parts of type '{kind}' are not supported: text and image_url are", param=where)
+        raise InvalidRequest('a content part must be {"type": "text", "text": "…"} or an image_url', param=where)
+
+
+def _image(value: Any, where: str, images: list[ImageAddress]) -> ContentPart:
+    url = value.get("url") if isinstance(value, dict) else value
+    if not isinstance(url, str):
+        raise InvalidRequest('an image_url part must be {"image_url": {"url": "data:image/png;base64,…"}}', param=where)
+    if url.startswith(("http://", "https://")):
+        images.append(ImageAddress(url, where))
+        return ContentPart(type="image", data=f"#{len(images) - 1}")
+    match = _DATA_URL.match(url)
+    if match is None or not _IMAGE_TYPE.fullmatch(match["type"]):
+        raise InvalidRequest("the image must be a data: URL, image/png, jpeg, webp or gif, in base64", param=where)
+    data = url[match.end() :]
+    try:
+        if not base64.b64decode(data, validate=True):
+            raise InvalidRequest("the image is empty", param=where)
+    except binascii.Error:
+        raise InvalidRequest("the image is not valid base64", param=where) from None
+    return ContentPart(type="image", data=data)

@@ -1,0 +1,566 @@
+"""The vLLM engine on a tiny model, on the CPU: as an object, and in the real worker process. ``make test-vllm``."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import pytest
+
+from llmlb.bus import codec
+from llmlb.bus.errors import ContextOverflow, EngineCrashed, InvalidRequest, LlmlbError, ModelLoadFailed
+from llmlb.bus.messages.infer import (
+    ChatMessage,
+    ContentPart,
+    FinishReason,
+    InferRequest,
+    LogitBias,
+    ResponseFormat,
+    Sampling,
+    Timings,
+    Tool,
+    Usage,
+)
+from llmlb.node.engine.interface import LoadOptions, Piece
+from llmlb.node.engine.process import EngineProcess
+from llmlb.node.engine.vllm import VllmEngine, Vocabulary, _arguments
+from tests.vllm.make_checkpoint import make_checkpoint
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.timeout(300),
+    # vLLM and torch warn of themselves on import.
+    pytest.mark.filterwarnings("ignore"),
+]
+
+SLOTS, CONTEXT = 4, 768
+ANSWER_S = 60.0
+END = 1
+"""The tiny model's end-of-turn token."""
+ENDLESS: dict[str, Any] = {"max_tokens": None, "logit_bias": (LogitBias(token_id=END, bias=-100.0),)}
+
+
+def options(folder: Path) -> LoadOptions:
+    return LoadOptions("tiny", str(folder), None, SLOTS, CONTEXT, None)
+
+
+def chat(text: str = "hi", **fields: Any) -> InferRequest:
+    sampling = Sampling(**{"temperature": 0.0, "max_tokens": 24, **fields.pop("sampling", {})})
+    return InferRequest(
+        request_id="r",
+        model="tiny",
+        kind="chat",
+        messages=(ChatMessage(role="user", content=text),),
+        sampling=sampling,
+        **fields,
+    )
+
+
+@dataclass
+class Answer:
+    """What one request got."""
+
+    pieces: list[Piece] = field(default_factory=list)
+    progress: int = 0
+    reason: FinishReason | None = None
+    usage: Usage = field(default_factory=lambda: Usage(prompt_tokens=0, completion_tokens=0))
+    timings: Timings = field(default_factory=Timings)
+    error: LlmlbError | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(piece.text for piece in self.pieces)
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        return tuple(token for piece in self.pieces for token in piece.token_ids)
+
+    @property
+    def over(self) -> bool:
+        return self.reason is not None or self.error is not None
+
+
+class Rig:
+    """An engine and a sink. Implements :class:`llmlb.node.engine.interface.Sink`."""
+
+    def __init__(self, engine: VllmEngine) -> None:
+        self.engine = engine
+        self.answers: dict[int, Answer] = {}
+        self._handles = itertools.count(1)
+
+    def progress(self, handle: int, phase: Literal["queued", "prefill"], done: int, total: int) -> None:
+        self.answers[handle].progress += 1
+
+    def delta(self, handle: int, piece: Piece) -> None:
+        assert not self.answers[handle].over
+        self.answers[handle].pieces.append(piece)
+
+    def embedded(self, handle: int, index: int, vector: bytes) -> None:
+        raise AssertionError("no embeddings here")
+
+    def end(self, handle: int, reason: FinishReason, usage: Usage, timings: Timings) -> None:
+        answer = self.answers[handle]
+        assert not answer.over
+        answer.reason, answer.usage, answer.timings = reason, usage, timings
+
+    def failed(self, handle: int, error: LlmlbError) -> None:
+        assert not self.answers[handle].over
+        self.answers[handle].error = error
+
+    def submit(self, request: InferRequest) -> int:
+        handle = next(self._handles)
+        self.answers[handle] = Answer()
+        self.engine.submit(handle, request)
+        return handle
+
+    def finish(self, *handles: int) -> list[Answer]:
+        deadline = time.monotonic() + ANSWER_S
+        while not all(self.answers[handle].over for handle in handles):
+            assert time.monotonic() < deadline, "no end of the answers"
+            self.engine.step(self)
+        return [self.answers[handle] for handle in handles]
+
+    def ask(self, request: InferRequest) -> Answer:
+        (answer,) = self.finish(self.submit(request))
+        if answer.error is not None:
+            raise answer.error
+        return answer
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def engine(checkpoint: Path) -> Iterator[VllmEngine]:
+    engine = VllmEngine(options(checkpoint))
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def rig(engine: VllmEngine) -> Rig:
+    return Rig(engine)
+
+
+def count(checkpoint: Path, text: str, *, add_special: bool) -> int:
+    """Tokens of a text, by the tokenizer itself."""
+    from tokenizers import Tokenizer
+
+    return len(Tokenizer.from_file(str(checkpoint / "tokenizer.json")).encode(text, add_special_tokens=add_special))
+
+
+def test_it_says_how_many_slots_and_how_much_context_it_has(engine: VllmEngine) -> None:
+    assert (engine.slots, engine.context_length) == (SLOTS, CONTEXT)
+    assert engine.capabilities.chat
+    assert not engine.capabilities.vision
+    assert not engine.capabilities.embedding
+
+
+def test_nothing_to_do_is_said_at_once(rig: Rig) -> None:
+    began = time.monotonic()
+    assert rig.engine.step(rig) is False
+    assert time.monotonic() - began < 0.01
+
+
+def test_an_answer_comes_in_pieces(rig: Rig) -> None:
+    answer = rig.ask(chat())
+    assert len(answer.pieces) > 5
+    assert answer.reason == "length"
+    assert answer.text
+    assert answer.timings.prefill_ms > 0
+    assert answer.timings.decode_ms > 0
+
+
+def test_usage_is_what_was_used(rig: Rig, checkpoint: Path) -> None:
+    answer = rig.ask(chat("how are you?"))
+    rendered = "<|user|>how are you?<|end|><|assistant|>"
+    assert answer.usage.prompt_tokens == count(checkpoint, rendered, add_special=False)
+    assert answer.usage.completion_tokens == len(answer.tokens) == 24
+
+
+def test_a_completion_goes_on_from_its_prompt(rig: Rig, checkpoint: Path) -> None:
+    request = chat(sampling={"max_tokens": 5}).model_copy(
+        update={"kind": "completion", "messages": (), "prompt": "The quick brown"}
+    )
+    answer = rig.ask(request)
+    assert answer.usage.prompt_tokens == count(checkpoint, "The quick brown", add_special=True)
+    assert answer.usage.completion_tokens == 5
+
+
+def test_a_greedy_answer_is_the_same_each_time(rig: Rig) -> None:
+    first, second = rig.ask(chat()), rig.ask(chat())
+    assert first.tokens == second.tokens
+    assert first.text == second.text
+
+
+def test_the_same_seed_gives_the_same_answer_and_another_one_another(rig: Rig) -> None:
+    hot = {"temperature": 1.5, "seed": 42}
+    first, second = rig.ask(chat(sampling=hot)), rig.ask(chat(sampling=hot))
+    other = rig.ask(chat(sampling={**hot, "seed": 43}))
+    assert first.tokens == second.tokens
+    assert first.tokens != other.tokens
+
+
+def test_without_a_seed_answers_differ(rig: Rig) -> None:
+    assert len({rig.ask(chat(sampling={"temperature": 2.0})).tokens for _ in range(3)}) > 1
+
+
+def test_filters_keep_the_best_token_only(rig: Rig) -> None:
+    greedy = rig.ask(chat()).tokens
+    for narrow in ({"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}):
+        assert rig.ask(chat(sampling={"temperature": 1.0, **narrow})).tokens == greedy
+
+
+def test_a_penalty_changes_the_answer(rig: Rig) -> None:
+    again = {"logit_bias": (LogitBias(token_id=70, bias=8.0),)}
+    plain = rig.ask(chat(sampling=again)).tokens
+    punished = rig.ask(chat(sampling={**again, "frequency_penalty": 2.0})).tokens
+    assert punished.count(70) < plain.count(70)
+
+
+def test_max_tokens_is_kept_exactly(rig: Rig) -> None:
+    for limit in (1, 7):
+        answer = rig.ask(chat(sampling={"max_tokens": limit}))
+        assert (answer.reason, answer.usage.completion_tokens, len(answer.tokens)) == ("length", limit, limit)
+
+
+def test_a_stop_text_ends_the_answer_before_it(rig: Rig) -> None:
+    whole = rig.ask(chat())
+    at = len(whole.text) // 2
+    stop = whole.text[at : at + 3]
+    answer = rig.ask(chat(sampling={"stop": (stop,)}))
+    assert answer.text == whole.text[: whole.text.index(stop)]
+    assert answer.reason == "stop"
+    assert answer.tokens == whole.tokens[: len(answer.tokens)]
+    assert answer.usage.completion_tokens == len(answer.tokens) < 24
+
+
+def test_the_end_of_turn_token_is_counted_but_not_sent(rig: Rig) -> None:
+    answer = rig.ask(chat(sampling={"logit_bias": (LogitBias(token_id=END, bias=100.0),)}))
+    assert (answer.reason, answer.text, answer.tokens) == ("stop", "", ())
+    assert answer.usage.completion_tokens == 1
+
+
+def test_a_logit_bias_bans_a_token(rig: Rig) -> None:
+    first = rig.ask(chat()).tokens[0]
+    assert first not in rig.ask(chat(sampling={"logit_bias": (LogitBias(token_id=first, bias=-100.0),)})).tokens
+
+
+def test_a_logit_bias_for_no_token_is_refused(rig: Rig) -> None:
+    with pytest.raises(InvalidRequest, match="no token id"):
+        rig.ask(chat(sampling={"logit_bias": (LogitBias(token_id=1_000_000, bias=1.0),)}))
+
+
+def test_log_probabilities_come_for_each_token(rig: Rig) -> None:
+    answer = rig.ask(chat(sampling={"logprobs": 3, "max_tokens": 6}))
+    found = [item for piece in answer.pieces for item in piece.logprobs]
+    assert len(found) == len(answer.tokens) == 6
+    for item in found:
+        assert len(item.top) == 3
+        assert item.top[0].logprob == item.logprob, "greedy takes the most likely one"
+        assert item.top[0].logprob >= item.top[1].logprob >= item.top[2].logprob
+        assert item.token == bytes(item.token_bytes).decode(errors="replace")
+    assert b"".join(bytes(item.token_bytes) for item in found).decode(errors="replace") == answer.text
+
+
+def test_log_probabilities_without_alternatives(rig: Rig) -> None:
+    answer = rig.ask(chat(sampling={"logprobs": 0, "max_tokens": 2}))
+    found = [item for piece in answer.pieces for item in piece.logprobs]
+    assert [item.top for item in found] == [(), ()]
+
+
+@pytest.mark.parametrize("cut", [1, 3, 8, 15, 23])
+def test_a_continued_answer_is_the_uninterrupted_one(rig: Rig, cut: int) -> None:
+    whole = rig.ask(chat())
+    ends = itertools.accumulate(len(piece.token_ids) for piece in whole.pieces)
+    had = "".join(piece.text for piece, end in zip(whole.pieces, ends, strict=True) if end <= cut)
+    answer = rig.ask(chat(continuation=whole.tokens[:cut]))
+    assert whole.tokens[:cut] + answer.tokens == whole.tokens
+    assert answer.usage.prompt_tokens == whole.usage.prompt_tokens
+    assert answer.usage.completion_tokens == 24
+    assert answer.usage.cached_tokens <= answer.usage.prompt_tokens
+    assert had + answer.text == whole.text
+
+
+def test_a_stop_text_that_began_in_the_continuation_ends_the_answer(rig: Rig) -> None:
+    whole = rig.ask(chat(sampling={"logit_bias": (LogitBias(token_id=70, bias=100.0),)}))
+    assert whole.text == "a" * 24
+    answer = rig.ask(
+        chat(
+            sampling={"logit_bias": (LogitBias(token_id=70, bias=100.0),), "stop": ("aaaaa",)},
+            continuation=whole.tokens[:3],
+        )
+    )
+    assert (answer.text, answer.reason, answer.usage.completion_tokens) == ("", "stop", 5)
+
+
+def test_a_continuation_that_is_the_whole_answer_ends_at_once(rig: Rig) -> None:
+    whole = rig.ask(chat())
+    answer = rig.ask(chat(continuation=whole.tokens))
+    assert (answer.reason, answer.tokens, answer.usage.completion_tokens) == ("length", (), 24)
+
+
+def test_eight_answers_at_once_are_those_of_one_alone(rig: Rig) -> None:
+    requests = [chat(f"question number {i}, please answer", sampling={"max_tokens": 16 + i}) for i in range(8)]
+    alone = [rig.ask(request).tokens for request in requests]
+    together = rig.finish(*[rig.submit(request) for request in requests])
+    assert [answer.tokens for answer in together] == alone
+    assert [answer.usage.completion_tokens for answer in together] == [16 + i for i in range(8)]
+
+
+def test_cancelling_frees_the_slots_at_once(rig: Rig) -> None:
+    long = [rig.submit(chat(f"{i}", sampling=ENDLESS)) for i in range(SLOTS + 2)]
+    while not rig.answers[long[0]].pieces:
+        rig.engine.step(rig)
+    assert all(rig.engine.cancel(handle) for handle in long)
+    assert not rig.engine.cancel(long[0]), "it is gone already"
+    assert rig.engine.step(rig) is False
+    before = [len(rig.answers[handle].tokens) for handle in long]
+    assert max(before) < CONTEXT / 4, "they were still at work"
+    rig.ask(chat())
+    assert rig.engine._llm.output_processor.get_num_unfinished_requests() == 0
+    assert [len(rig.answers[handle].tokens) for handle in long] == before
+    assert not any(rig.answers[handle].over for handle in long)
+
+
+def test_a_request_that_waits_for_a_slot_shows_signs_of_life(rig: Rig) -> None:
+    handles = [rig.submit(chat(sampling=ENDLESS)) for _ in range(SLOTS + 1)]
+    waiting = rig.answers[handles[-1]]
+    deadline = time.monotonic() + ANSWER_S
+    while not waiting.progress:
+        assert time.monotonic() < deadline
+        rig.engine.step(rig)
+    assert not waiting.pieces
+    assert all(rig.engine.cancel(handle) for handle in handles)
+
+
+def test_a_request_that_is_not_of_this_model_is_refused(rig: Rig) -> None:
+    with pytest.raises(InvalidRequest, match="continuation"):
+        rig.ask(chat(continuation=(5, 1 << 40)))
+
+
+def test_an_answer_goes_to_the_end_of_the_context(rig: Rig) -> None:
+    answer = rig.ask(chat(sampling=ENDLESS))
+    assert answer.reason == "length"
+    assert answer.usage.prompt_tokens + answer.usage.completion_tokens == CONTEXT
+
+
+def test_a_prompt_beyond_the_context_is_refused(rig: Rig) -> None:
+    with pytest.raises(ContextOverflow, match=str(CONTEXT)):
+        rig.ask(chat("word and " * CONTEXT))
+
+
+def test_a_prompt_seen_before_is_not_read_again(rig: Rig) -> None:
+    text = "word and " * 70
+    assert rig.ask(chat(text)).usage.cached_tokens == 0
+    again = rig.ask(chat(text)).usage
+    assert 0 < again.cached_tokens < again.prompt_tokens
+
+
+def test_an_answer_has_the_form_of_the_schema(rig: Rig) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"yes": {"type": "boolean"}, "kind": {"enum": ["a", "b"]}},
+        "required": ["yes", "kind"],
+        "additionalProperties": False,
+    }
+    form = ResponseFormat(type="json_schema", json_schema=json.dumps(schema))
+    answer = rig.ask(chat(response_format=form, sampling={"max_tokens": 200}))
+    found = json.loads(answer.text)
+    assert set(found) == {"yes", "kind"}
+    assert answer.reason == "stop"
+
+
+def test_an_answer_is_a_json_object(rig: Rig) -> None:
+    answer = rig.ask(chat(response_format=ResponseFormat(type="json_object"), sampling={"max_tokens": 8}))
+    assert answer.text.lstrip().startswith("{")
+
+
+@pytest.mark.parametrize("schema", ['{"type": "nothing that there is"}', "[]", "{"])
+def test_a_bad_schema_is_refused(rig: Rig, schema: str) -> None:
+    with pytest.raises(InvalidRequest):
+        rig.ask(chat(response_format=ResponseFormat(type="json_schema", json_schema=schema)))
+    assert rig.ask(chat()).reason == "length", "the engine goes on"
+
+
+def test_a_tool_that_must_be_called_is_called(rig: Rig) -> None:
+    schema = {"type": "object", "properties": {"on": {"type": "boolean"}}, "required": ["on"]}
+    schema["additionalProperties"] = False
+    answer = rig.ask(
+        chat(
+            tools=(Tool(name="switch", description="Turns the light on.", parameters=json.dumps(schema)),),
+            tool_choice="required",
+            sampling={"max_tokens": 200},
+        )
+    )
+    (call,) = [call for piece in answer.pieces for call in piece.tool_calls]
+    assert (answer.reason, answer.text, call.name) == ("tool_calls", "", "switch")
+    assert set(json.loads(call.arguments)) == {"on"}
+
+
+def test_what_it_can_not_do_is_refused_by_name(rig: Rig) -> None:
+    with pytest.raises(InvalidRequest, match="embeddings"):
+        rig.ask(chat().model_copy(update={"kind": "embedding", "inputs": ("hi",)}))
+    picture = ContentPart(type="image", data=_pixel())
+    with pytest.raises(InvalidRequest, match="images"):
+        rig.ask(chat().model_copy(update={"messages": (ChatMessage(role="user", content="", parts=(picture,)),)}))
+
+
+def _pixel() -> str:
+    import base64
+    import io
+
+    from PIL import Image
+
+    out = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(out, format="PNG")
+    return base64.b64encode(out.getvalue()).decode()
+
+
+def test_without_the_extra_the_error_names_it(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(ModelLoadFailed, match=r"pip install llmlb\[vllm\]"):
+        VllmEngine(options(checkpoint))
+
+
+def test_a_folder_without_a_model_is_a_failed_load(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadFailed, match="tiny"):
+        VllmEngine(options(tmp_path))
+
+
+def test_on_a_gpu_vllms_own_defaults_stay_in_force(checkpoint: Path) -> None:
+    unsaid = LoadOptions("tiny", str(checkpoint), None, None, None, None)
+    assert set(_arguments(checkpoint, unsaid, cpu=False)) == {
+        "model",
+        "served_model_name",
+        "seed",
+        "disable_log_stats",
+    }
+    said = LoadOptions("tiny", str(checkpoint), None, 8, 1_000_000, None)
+    arguments = _arguments(checkpoint, said, cpu=False)
+    assert (arguments["max_num_seqs"], arguments["max_model_len"]) == (8, 2048), "no more than it was trained for"
+
+
+def test_tokens_of_a_sentencepiece_vocabulary_have_their_bytes() -> None:
+    pieces = {5: "\u2581Hello", 6: "<0xE6>", 7: "<0x97>", 8: "<0xA5>", 9: None}
+    vocabulary = Vocabulary(SimpleNamespace(convert_ids_to_tokens=pieces.get), "")
+    assert b"".join(map(vocabulary.bytes_of, pieces)).decode() == " Hello日"
+
+
+# In the real worker process
+
+
+@dataclass
+class Listener:
+    """Gathers what a worker says."""
+
+    replies: list[tuple[int, dict[str, Any], bool]] = field(default_factory=list)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    exits: list[EngineCrashed | None] = field(default_factory=list)
+    shared_memory: set[Path] = field(default_factory=lambda: set(Path("/dev/shm").iterdir()))
+    """What was there before the worker."""
+
+    async def on_reply(self, handle: int, data: bytes, last: bool) -> None:
+        self.replies.append((handle, json.loads(data), last))
+        self.changed.set()
+
+    async def on_exit(self, error: EngineCrashed | None) -> None:
+        self.exits.append(error)
+        self.changed.set()
+
+    async def until(self, condition: Any, timeout_s: float = 60.0) -> None:
+        async with asyncio.timeout(timeout_s):
+            while not condition():
+                self.changed.clear()
+                await self.changed.wait()
+
+    def of(self, handle: int, type: str) -> list[dict[str, Any]]:
+        return [message for h, message, _ in self.replies if h == handle and f".{type}." in message["type"]]
+
+
+@pytest.fixture
+async def worker(checkpoint: Path) -> AsyncIterator[tuple[EngineProcess, Listener]]:
+    listener = Listener()
+    process = EngineProcess(listener)
+    await process.start("Safetensors", options(checkpoint), timeout_s=240)
+    yield process, listener
+    await process.stop()
+
+
+def group(leader: int) -> dict[int, str]:
+    """The living processes of a session, with their command lines."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                pid = int(entry.name)
+                state = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0]
+                if os.getsid(pid) == leader and state != "Z":
+                    found[pid] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except (OSError, IndexError):
+                continue
+    return found
+
+
+async def nothing_left(leader: int, listener: Listener, within_s: float = 15.0) -> None:
+    async with asyncio.timeout(within_s):
+        while group(leader):
+            await asyncio.sleep(0.1)
+    assert set(Path("/dev/shm").iterdir()) <= listener.shared_memory
+
+
+async def test_a_worker_streams_cancels_and_leaves_nothing_behind(worker: tuple[EngineProcess, Listener]) -> None:
+    process, listener = worker
+    assert (process.slots, process.context_length) == (SLOTS, CONTEXT)
+    process.submit(1, 0, codec.encode(chat()))
+    await listener.until(lambda: listener.of(1, "end"))
+    assert len(listener.of(1, "delta")) > 5
+    assert [message["seq"] for h, message, _ in listener.replies if h == 1] == list(range(len(listener.replies)))
+    process.submit(2, 0, codec.encode(chat(sampling=ENDLESS)))
+    await listener.until(lambda: listener.of(2, "delta"))
+    process.cancel(2)
+    await listener.until(lambda: listener.of(2, "failed"))
+    assert listener.of(2, "failed")[0]["error"]["reason"] == "cancelled"
+    pid = process.pid
+    assert pid is not None
+    assert len(group(pid)) > 1, "vLLM has processes of its own"
+    await process.stop()
+    await nothing_left(pid, listener)
+
+
+async def test_a_killed_worker_takes_vllms_processes_with_it(worker: tuple[EngineProcess, Listener]) -> None:
+    process, listener = worker
+    pid = process.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    await listener.until(lambda: listener.exits)
+    assert isinstance(listener.exits[0], EngineCrashed)
+    await nothing_left(pid, listener)
+
+
+async def test_the_death_of_vllms_process_fails_every_request(worker: tuple[EngineProcess, Listener]) -> None:
+    process, listener = worker
+    pid = process.pid
+    assert pid is not None
+    for handle in (1, 2, 3):
+        process.submit(handle, 0, codec.encode(chat(sampling=ENDLESS)))
+    await listener.until(lambda: listener.of(1, "delta"))
+    (core,) = [child for child, command in group(pid).items() if "EngineCore" in command]
+    os.kill(core, signal.SIGKILL)
+    await listener.until(lambda: listener.exits)
+    for handle in (1, 2, 3):
+        assert listener.of(handle, "failed")[0]["error"]["reason"] == "engine_crashed"
+    assert isinstance(listener.exits[0], EngineCrashed), "the worker goes too, so that the agent loads anew"
+    await nothing_left(pid, listener)
