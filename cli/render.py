@@ -97,15 +97,23 @@ def models(models: Sequence[dict[str, Any]], now: float) -> str:
     return table(["NAME", "SIZE", "MODIFIED"], rows)
 
 
+def _until(model: dict[str, Any]) -> str:
+    """When it is unloaded, or what it does meanwhile."""
+    if model["state"] == "loading" and model.get("percent"):
+        return f"Loading... {model['percent']}%"
+    words = {"loading": "Loading...", "stopping": "Stopping...", "failed": "failed"}
+    return words.get(model["state"]) or until(model["expires_in_s"])
+
+
 def running(models: Sequence[dict[str, Any]]) -> str:
     """``node ps``."""
     rows = [
         [
             model["name"],
-            model["instance"],
+            model["instance"] or "-",
             size(model["size_bytes"]) if model["size_bytes"] else "-",
             model["processor"],
-            {"loading": "Loading...", "stopping": "Stopping..."}.get(model["state"], until(model["expires_in_s"])),
+            _until(model),
             "-" if model["vram_percent"] is None else f"{model['vram_percent']:.0f}%",
             "-" if model["gpu_temperature_c"] is None else f"{model['gpu_temperature_c']:.0f}°C",
         ]
@@ -128,6 +136,8 @@ def details(found: dict[str, Any]) -> str:
         f"  Size: {size(model['size_bytes'])}",
         f"  License: {found['license'] or '-'}",
     ]
+    if found.get("problem"):
+        rows.append(f"  Failed: {found['problem']}")
     return "\n".join(rows)
 
 

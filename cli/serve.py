@@ -25,6 +25,7 @@ from llmlb.node.agent import NodeAgent
 from llmlb.node.identity import Identity
 from llmlb.node.store.bundled import BundledSource
 from llmlb.node.store.catalog import Catalog
+from llmlb.node.store.local import LocalSource
 from llmlb.router.control import RouterControl
 from llmlb.router.dispatch import Dispatcher
 from llmlb.router.fleet import Fleet
@@ -104,7 +105,9 @@ class NodeRole:
         self._identity = Identity(settings.home)
         self.node_id = self._identity.node_id
         self.bus = Bus(settings, f"llmlb-node-{self.node_id[:12]}")
-        self.agent = NodeAgent(settings, self.bus, Catalog([BundledSource()]), self.node_id)
+        self.agent = NodeAgent(
+            settings, self.bus, Catalog([LocalSource(settings.home / "models"), BundledSource()]), self.node_id
+        )
         self.agent.register()
         self.fleet = Fleet(self.bus, only=self.node_id)
         self._dispatcher = Dispatcher(self.bus, self.fleet)

@@ -371,6 +371,7 @@ class Projector:
         params.n_threads = threads
         params.print_timings = False
         params.warmup = False
+        mtmd.mtmd_helper_log_set(_log_callback, ctypes.c_void_p(0))  # by default it writes prompts to stderr
         _last_errors.clear()
         self._context = mtmd.mtmd_init_from_file(path.encode(), model.handle, params)
         if not self._context:

@@ -20,6 +20,9 @@ MAX_TENSORS = 1_000_000
 MAX_STRING_BYTES = 4 * 1024 * 1024
 MAX_KEY_BYTES = 65_535
 MAX_DIMENSIONS = 4
+MAX_LAYERS = 65_536
+_BY_LAYER = (".attention.head_count_kv", ".attention.head_count", ".feed_forward_length")
+"""Keys that hold one number, or one number for each layer."""
 
 # Scalar value types: number → struct format. Source: enum gguf_type.
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -111,15 +114,23 @@ class _Reader:
             raise self.bad(f"a text of {length} bytes")
         return self.take(length).decode("utf-8", "replace")
 
-    def value(self, kind: int) -> Scalar:
+    def value(self, kind: int, *, largest: bool = False) -> Scalar:
+        """One value. An array is skipped and replaced by its length, or by its ``largest`` number."""
         if kind in _SCALARS:
             value: Scalar = self.scalar(_SCALARS[kind])
             return value
         if kind == _STRING:
             return self.string()
         if kind == _ARRAY:
-            return self._skip_array()
+            return self._largest() if largest else self._skip_array()
         raise self.bad(f"a value of unknown type {kind}")
+
+    def _largest(self) -> int:
+        """The largest of a short array of whole numbers, such as KV heads by layer."""
+        kind, count = self.scalar("I"), self.scalar("Q")
+        if kind not in _SCALARS or count > MAX_LAYERS:
+            raise self.bad(f"an array of {count} values of type {kind} where numbers by layer are")
+        return max((int(self.scalar(_SCALARS[kind])) for _ in range(count)), default=0)
 
     def _skip_array(self) -> int:
         kind, count = self.scalar("I"), self.scalar("Q")
@@ -156,7 +167,7 @@ def _read(reader: _Reader, path: Path) -> GgufInfo:
     metadata: dict[str, Scalar] = {}
     for _ in range(keys):
         key = reader.string(MAX_KEY_BYTES)
-        metadata[key] = reader.value(reader.scalar("I"))
+        metadata[key] = reader.value(reader.scalar("I"), largest=key.endswith(_BY_LAYER))
     parameters = 0
     for _ in range(tensors):
         reader.skip(reader.scalar("Q"))
