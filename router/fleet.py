@@ -245,7 +245,7 @@ class Fleet:
     def place(self, model: str, exclude: frozenset[str] = frozenset()) -> tuple[Placement, str]:
         """A node for this model and the model's name there.
 
-        Raises ModelUnknown when no node ever had it, NoCapableNode when none can take it now.
+        Raises ModelUnknown when no node ever had it, NoCapableNode when none can take it now or none is online.
         """
         now = time.monotonic()
         known = False
@@ -274,6 +274,8 @@ class Fleet:
             return placement, names[placement.node_id]
         if known:
             raise NoCapableNode(f"no node can take model '{model}' at the moment")
+        if not any(self._membership.state(node_id) == "online" for node_id in self._nodes):
+            raise NoCapableNode("no node is online yet, so nobody knows which models there are")
         raise ModelUnknown(
             f"the model '{model}' does not exist here; GET /v1/models lists those that do", param="model"
         )

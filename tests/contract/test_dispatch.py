@@ -164,10 +164,10 @@ class Rig:
                 await asyncio.sleep(0.01)
         return node
 
-    async def ask(self) -> str:
+    async def ask(self, model: str | None = None) -> str:
         request = InferRequest(
             request_id=uuid.uuid4().hex,
-            model=self.model,
+            model=model or self.model,
             kind="chat",
             messages=(ChatMessage(role="user", content="hi"),),
         )
@@ -198,9 +198,11 @@ async def test_an_answer_arrives_whole_and_is_recorded(rig: Rig) -> None:
 
 
 async def test_an_unknown_model_is_unknown_and_a_known_one_without_a_node_is_not(rig: Rig) -> None:
-    with pytest.raises(ModelUnknown):
+    with pytest.raises(NoCapableNode, match="no node is online yet"):
         await rig.ask()
     node = await rig.node(answer("x"))
+    with pytest.raises(ModelUnknown):
+        await rig.ask(model="nobody/has-this")
     await node.beat(draining=True)
     async with asyncio.timeout(2):
         while rig.fleet.list_models() and any(m.name == rig.model for m in rig.fleet.list_models()):
