@@ -42,6 +42,12 @@ log = logging.getLogger("llmlb.node.agent")
 LOADING_PROGRESS_S = 1.0
 
 
+def _processor(gpu_share: float) -> str:
+    """``100% CPU``, ``100% GPU`` or ``48%/52% CPU/GPU``: where a model is."""
+    gpu = round(100 * gpu_share)
+    return "100% CPU" if not gpu else "100% GPU" if gpu == 100 else f"{100 - gpu}%/{gpu}% CPU/GPU"
+
+
 @dataclass(slots=True)
 class Flight:
     """One request on this node."""
@@ -83,6 +89,7 @@ class NodeAgent:
         self.pool: Pool = make_pool(
             settings, on_reply=self._on_reply, on_crash=self._on_crash, on_change=lambda: self.heart.beat_soon()
         )
+        self.pool.gpus = lambda: self.heart.reading.gpus
         self.heart = Heart(bus, node_id, self._hardware, catalog, self.pool, load=lambda: len(self._flights))
 
     def register(self) -> None:
@@ -129,7 +136,7 @@ class NodeAgent:
                     instance=loaded.instance,
                     state="loading" if not loaded.slots else ("stopping" if self._stopping(loaded.name) else "ready"),
                     size_bytes=(process_memory_bytes(pid) or 0) if pid is not None else 0,
-                    processor="100% GPU" if gpus else "100% CPU",
+                    processor=_processor(loaded.gpu_share),
                     slots=slots,
                     running=min(on_it, slots),
                     queued=max(0, on_it - slots),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import logging
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +35,23 @@ class Memory:
 
     total_bytes: int
     free_bytes: int
+
+
+def spare_vram(gpus: Sequence[GpuReading]) -> Memory | None:
+    """VRAM of all GPUs together; None without one."""
+    if not gpus:
+        return None
+    total = sum(gpu.memory_total_bytes for gpu in gpus)
+    return Memory(total, total - sum(gpu.memory_used_bytes for gpu in gpus))
+
+
+@functools.cache
+def built_for_gpu() -> bool:
+    """Whether the installed llama.cpp was built with a GPU backend. Looks at its files; loads nothing."""
+    spec = importlib.util.find_spec("llama_cpp")
+    folders = [] if spec is None else spec.submodule_search_locations or []
+    names = [path.name for folder in folders for path in Path(folder, "lib").glob("*ggml-*")]
+    return any(backend in name for name in names for backend in ("cuda", "hip", "vulkan", "metal", "sycl"))
 
 
 def spare_memory() -> Memory | None:

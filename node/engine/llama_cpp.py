@@ -71,8 +71,12 @@ class LlamaCppEngine:
         self.context_length = self.context.tokens
         template = ChatTemplate(options.template, bos=self.model.bos, eos=self.model.eos)
         self._prompts = PromptMaker(template)
-        self._projector = Projector(self.model, options.projector, threads=threads) if options.projector else None
+        self._projector: Projector | None = None
+        if options.projector:
+            self._projector = Projector(self.model, options.projector, threads=threads, batch=self.context.batch)
         self._embedder = Embedder(self.model, self.context, threads)
+        if not self.context.has_memory:
+            self.context_length = self._embedder.limit
         self._marks = self._marker_pieces(template.text)
         self._held = [kv.Held() for _ in range(self.slots)]
         self._used_at = [0.0] * self.slots
@@ -133,7 +137,7 @@ class LlamaCppEngine:
         request = job.request
         param = "messages" if request.kind == "chat" else "prompt"
         if rendered.images and self._projector is not None:
-            job.images = self._projector.prompt(rendered.pieces, add_special=False)
+            job.images = self._projector.prompt(rendered.pieces)
             job.parts += job.images.parts
         elif request.kind == "chat":
             job.parts.append(self.model.tokenize_rendered(rendered.text))
@@ -143,7 +147,7 @@ class LlamaCppEngine:
             raise InvalidRequest("the prompt is empty", param=param)
         if not isinstance(job.parts[-1], list):
             raise InvalidRequest("the prompt must not end with an image", param=param)
-        if job.prompt_positions + len(request.continuation) >= self.context_length:
+        if job.prompt_tokens + len(request.continuation) >= self.context_length:
             raise ContextOverflow(
                 f"the prompt has {job.prompt_tokens} tokens; the context of {self.model.name} holds "
                 f"{self.context_length}, and the answer needs at least one",
@@ -279,8 +283,8 @@ class LlamaCppEngine:
         by_seq = {job.seq: job for job in jobs}
         for run in kv.runs(sorted(by_seq)):
             job = by_seq[run[0]]
-            room = job.past + 2 <= self.context_length
-            if len(run) == 1 and job.past + 1 > kv.LONE_MAX and room and self.model.removable:
+            room = job.cells + 2 <= self.context_length
+            if len(run) == 1 and job.cells + 1 > kv.LONE_MAX and room and self.model.removable:
                 guesses[job.handle] = job.guess()
         return guesses
 
@@ -312,7 +316,7 @@ class LlamaCppEngine:
             if now - job.reported_at >= PROGRESS_INTERVAL_S:
                 job.reported_at = now
                 total = job.prompt_tokens
-                sink.progress(job.handle, "prefill", min(job.past, total), total)
+                sink.progress(job.handle, "prefill", min(job.cells, total), total)
             return
         self._prefilling.remove(job)
         self._answering.append(job)
@@ -323,17 +327,22 @@ class LlamaCppEngine:
         """One call of prefill; its return code."""
         self._stop_prefill.clear()
         self._prefill_handle = job.handle
+        long = isinstance(call, list) and len(call) > kv.BLOCK
+        if long:
+            self.context.abortable(True)
         try:
             if isinstance(call, ImageChunk):
                 assert self._projector is not None
                 return self._projector.decode(self.context, call, job.past, job.seq)
-            if len(call) > 1 or job.past + 1 <= kv.LONE_MAX or job.past + 2 > self.context_length:
+            if len(call) > 1 or job.cells + 1 <= kv.LONE_MAX or job.cells + 2 > self.context_length:
                 return self.context.decode_run(call, job.past, job.seq, wanted=wanted)
             second = (call[0], job.past + 1, job.seq, False)
             code = self.context.decode([(call[0], job.past, job.seq, wanted), second])
             self.context.forget(job.seq, job.past + 1)
             return code
         finally:
+            if long:
+                self.context.abortable(False)
             self._prefill_handle = None
             self._stop_prefill.clear()
 
@@ -348,7 +357,7 @@ class LlamaCppEngine:
         limit = job.request.sampling.max_tokens
         if job.reader.stopped or (job.reader.called and not job.request.parallel_tool_calls):
             self._finish(job, "stop", piece, sink)
-        elif (limit is not None and job.sampled >= limit) or job.past + 1 >= self.context_length:
+        elif (limit is not None and job.sampled >= limit) or job.cells + 1 >= self.context_length:
             self._finish(job, "length", piece, sink)
         else:
             if (packed := job.pack(piece)) is not None:

@@ -30,12 +30,11 @@ from llmlb.bus.errors import InvalidRequest, ModelLoadFailed
 Logits = npt.NDArray[np.float32]
 Vector = npt.NDArray[np.float32]
 
-POOLING_NONE, POOLING_MEAN = 0, 1
+POOLING_NONE, POOLING_MEAN, POOLING_RANK = 0, 1, 4
 """Source: llama.h, enum llama_pooling_type."""
-MAX_IMAGE_TOKENS = 4096
 _PIECE_BYTES = 256
 _LOG_ERROR = 4
-_TEXT_CHUNK, _IMAGE_CHUNK = 0, 1
+_TEXT_CHUNK = 0
 
 _last_errors: deque[str] = deque(maxlen=5)
 
@@ -114,9 +113,13 @@ class Model:
         return list(buffer[:count])
 
     def tokenize_rendered(self, text: str) -> list[int]:
-        """The tokens of a rendered chat template, which may have written the begin token itself."""
+        """The tokens of a rendered chat template."""
+        return self.tokenize(text, add_special=not self.begun(text))
+
+    def begun(self, text: str) -> bool:
+        """Whether a chat template has written the begin token itself."""
         wants_bos = bool(lib.llama_vocab_get_add_bos(self.vocab)) and self._bos >= 0
-        return self.tokenize(text, add_special=not (wants_bos and text.startswith(self.bos)))
+        return wants_bos and text.startswith(self.bos)
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
         """The bytes of a token; control tokens are empty unless ``special``."""
@@ -169,6 +172,8 @@ class Context:
         if pooling is not None:
             params.embeddings = True
             params.pooling_type = pooling
+            # On the CPU flash attention sums in half precision: components of SmolLM2's vectors are off by 0.005 then.
+            params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
         _last_errors.clear()
         self.handle = lib.llama_init_from_model(model.handle, params)
         if not self.handle:
@@ -262,7 +267,11 @@ class Context:
             return condition()
 
         self._ask = ask  # llama.cpp holds on to it
-        lib.llama_set_abort_callback(self.handle, ask, ctypes.c_void_p(0))
+        self._never = lib.ggml_abort_callback()
+
+    def abortable(self, on: bool) -> None:
+        """Whether the next calls ask. It costs a call into Python for each operation of the graph."""
+        lib.llama_set_abort_callback(self.handle, self._ask if on else self._never, ctypes.c_void_p(0))
 
     def forget(self, sequence: int, start: int = 0) -> bool:
         """Drop what a sequence holds from ``start`` on. False when the model can't cut there."""
@@ -362,55 +371,100 @@ class Prompt:
             self._chunks = None
 
 
+class _GgufParams(ctypes.Structure):
+    """Source: gguf.h, ``struct gguf_init_params``."""
+
+    _fields_ = [("no_alloc", ctypes.c_bool), ("context", ctypes.c_void_p)]
+
+
+def _missing_bytes(path: str) -> int:
+    """How much is missing at the end of a GGUF file; 0 also when its header can't be read.
+
+    llama.cpp looks for that in models, not in projectors: one cut in its last tensor loads, and encodes nonsense.
+    """
+    gguf = ctypes.CDLL(mtmd._libmtmd._name)  # the symbols of ggml-base, which it is linked with
+    for name, kind in {
+        "init_from_file": ctypes.c_void_p,
+        "get_n_tensors": ctypes.c_int64,
+        "get_data_offset": ctypes.c_size_t,
+        "get_tensor_offset": ctypes.c_size_t,
+        "get_tensor_size": ctypes.c_size_t,
+    }.items():
+        getattr(gguf, f"gguf_{name}").restype = kind
+    handle = ctypes.c_void_p(gguf.gguf_init_from_file(path.encode(), _GgufParams(True, None)))
+    if not handle:
+        return 0
+    last = ctypes.c_int64(gguf.gguf_get_n_tensors(handle) - 1)
+    end = gguf.gguf_get_data_offset(handle)
+    if last.value >= 0:
+        end += gguf.gguf_get_tensor_offset(handle, last) + gguf.gguf_get_tensor_size(handle, last)
+    gguf.gguf_free(handle)
+    return max(0, int(end) - os.path.getsize(path))
+
+
 class Projector:
     """The vision part of a model (mmproj file), over llama.cpp's mtmd."""
 
-    def __init__(self, model: Model, path: str, *, threads: int) -> None:
-        """Raises ModelLoadFailed."""
+    def __init__(self, model: Model, path: str, *, threads: int, batch: int) -> None:
+        """``batch``: tokens of one decode call at most. Raises ModelLoadFailed."""
         params = mtmd.mtmd_context_params_default()
         params.n_threads = threads
         params.print_timings = False
         params.warmup = False
         mtmd.mtmd_helper_log_set(_log_callback, ctypes.c_void_p(0))  # by default it writes prompts to stderr
+        if missing := _missing_bytes(path):
+            raise ModelLoadFailed(f"the projector of {model.name} ends {missing} bytes early", detail=path)
         _last_errors.clear()
         self._context = mtmd.mtmd_init_from_file(path.encode(), model.handle, params)
         if not self._context:
             raise ModelLoadFailed(f"llama.cpp could not load the projector of {model.name}: {_said()}", detail=path)
+        self._model = model
+        self._batch = batch
         self.vision = bool(mtmd.mtmd_support_vision(self._context))
 
-    def prompt(self, pieces: Sequence[str | npt.NDArray[np.uint8]], *, add_special: bool) -> Prompt:
-        """Tokens of texts and RGB images (height, width, 3) in order. Raises InvalidRequest."""
-        bitmaps: list[Any] = []
-        parts: list[mtmd.mtmd_input_part] = []
-        keep: list[Any] = []
+    def prompt(self, pieces: Sequence[str | npt.NDArray[np.uint8]]) -> Prompt:
+        """Tokens of the texts and RGB images (height, width, 3) of a rendered template. Raises InvalidRequest."""
         chunks = mtmd.mtmd_input_chunks_init()
-        with contextlib.ExitStack() as undo:
+        with contextlib.ExitStack() as temporary, contextlib.ExitStack() as undo:
             undo.callback(mtmd.mtmd_input_chunks_free, chunks)
-            for piece in pieces:
-                part = mtmd.mtmd_input_part()
-                if isinstance(piece, str):
-                    data = piece.encode("utf-8", "surrogatepass")
-                    text = mtmd.mtmd_input_text(text=data, text_len=len(data), add_special=False, parse_special=True)
-                    keep.append((data, text))
-                    part.text = ctypes.pointer(text)
-                else:
-                    pixels = np.ascontiguousarray(piece)
-                    pointer = pixels.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-                    bitmap = mtmd.mtmd_bitmap_init(pixels.shape[1], pixels.shape[0], pointer)
-                    undo.callback(mtmd.mtmd_bitmap_free, bitmap)
-                    bitmaps.append(bitmap)
-                    part.bitmap = bitmap
-                parts.append(part)
+            parts = [self._part(piece, temporary) for piece in pieces]
             each = ctypes.POINTER(mtmd.mtmd_input_part)
             array = (each * len(parts))(*(ctypes.pointer(part) for part in parts))
-            code = mtmd.mtmd_tokenize_from_parts(self._context, chunks, array, len(parts), add_special)
+            begun = isinstance(pieces[0], str) and self._model.begun(pieces[0])
+            code = mtmd.mtmd_tokenize_from_parts(self._context, chunks, array, len(parts), not begun)
             if code != 0:
                 raise InvalidRequest(f"the images can't be prepared for this model (code {code})", param="messages")
             prompt = Prompt(chunks)
+            self._check(prompt)
             undo.pop_all()
-            for bitmap in bitmaps:
-                mtmd.mtmd_bitmap_free(bitmap)
         return prompt
+
+    @staticmethod
+    def _part(piece: str | npt.NDArray[np.uint8], temporary: contextlib.ExitStack) -> mtmd.mtmd_input_part:
+        part = mtmd.mtmd_input_part()
+        if isinstance(piece, str):
+            data = piece.encode("utf-8", "surrogatepass")
+            text = mtmd.mtmd_input_text(text=data, text_len=len(data), add_special=False, parse_special=True)
+            part.text = ctypes.pointer(text)  # ctypes keeps both alive
+            return part
+        pixels = np.ascontiguousarray(piece)
+        pointer = pixels.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        part.bitmap = mtmd.mtmd_bitmap_init(pixels.shape[1], pixels.shape[0], pointer)  # a copy
+        temporary.callback(mtmd.mtmd_bitmap_free, part.bitmap)
+        return part
+
+    def _check(self, prompt: Prompt) -> None:
+        """What would end the process, or the request for no reason that can be seen. Raises InvalidRequest."""
+        for part in prompt.parts:
+            if isinstance(part, list):
+                if min(part) < 0:
+                    raise InvalidRequest("the projector has marks that the model does not know", param="messages")
+            elif part.tokens > self._batch and mtmd.mtmd_decode_use_non_causal(self._context, part.handle):
+                raise InvalidRequest(
+                    f"an image of {part.tokens} tokens is too large: this model reads an image in one call, "
+                    f"which takes {self._batch}",
+                    param="messages",
+                )
 
     def decode(self, context: Context, chunk: ImageChunk, position: int, sequence: int) -> int:
         """Encode one image and put it into a sequence at ``position``; 0 when it worked."""

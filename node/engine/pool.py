@@ -6,19 +6,21 @@ What to do is decided in :mod:`llmlb.node.lifecycle` (pure); this module does it
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from llmlb.bus.errors import Conflict, EngineCrashed, LlmlbError, ModelLoadFailed, NodeBusy, OutOfMemory
+from llmlb.bus.messages.nodes import GpuReading
 from llmlb.bus.settings import Settings
 from llmlb.bus.tasks import Background
 from llmlb.node.engine.interface import Capabilities, LoadOptions
 from llmlb.node.engine.process import EngineProcess, Listener
-from llmlb.node.hardware import Memory, process_memory_bytes, spare_memory
+from llmlb.node.hardware import Memory, built_for_gpu, process_memory_bytes, spare_memory, spare_vram
 from llmlb.node.lifecycle import CRASHES_MAX, Lifecycle, Load, Unload
 from llmlb.node.memory import KEPT_FREE, Plan, kv_bytes_per_token, plan
 from llmlb.node.store.catalog import StoredModel
@@ -54,6 +56,8 @@ class Loaded:
     percent: int = 0
     """How far loading is."""
     capabilities: Capabilities | None = None
+    gpu_share: float = 0.0
+    """How much of it is on GPUs, 0 to 1."""
     handles: set[int] = field(default_factory=set)
     ready: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
@@ -68,6 +72,8 @@ class Loaded:
 
 class Pool(Protocol):
     """The loaded models of a node, as the agent uses them; documented at :class:`EnginePool`."""
+
+    gpus: Callable[[], Sequence[GpuReading]]
 
     def open(self) -> None: ...
     def loaded(self) -> list[Loaded]: ...
@@ -123,6 +129,8 @@ class EnginePool:
         self._waiting_unload: dict[str, asyncio.Event] = {}
         self._background = Background("engines")
         self._pressed_at = 0.0
+        self.gpus: Callable[[], Sequence[GpuReading]] = tuple
+        """The GPUs, as last read; none unless the agent says so."""
         self.make_process: MakeProcess = EngineProcess
         """What makes a worker."""
 
@@ -251,7 +259,8 @@ class EnginePool:
         began = time.monotonic()
         process = self.make_process(_WorkerListener(self, loaded))
         try:
-            options = self._options(loaded.model, await self._make_room(loaded.model))
+            size, loaded.gpu_share = await self._make_room(loaded.model)
+            options = self._options(loaded.model, size, loaded.gpu_share)
             log.info("model_loading model=%s slots=%s context=%s", info.name, options.slots, options.context_length)
             await process.start(info.format, options, timeout_s=self._settings.load_timeout_s)
         except LlmlbError as error:
@@ -281,7 +290,8 @@ class EnginePool:
         self._apply(effects)
         self._on_change()
 
-    def _options(self, model: StoredModel, size: Plan) -> LoadOptions:
+    def _options(self, model: StoredModel, size: Plan, gpu_share: float) -> LoadOptions:
+        layers = int(model.metadata.get(f"{model.info.architecture}.block_count", "0") or 0)
         return LoadOptions(
             model=model.info.name,
             path=str(model.path),
@@ -290,6 +300,7 @@ class EnginePool:
             context_length=size.context_length,
             threads=self._settings.num_threads,
             projector=None if model.projector is None else str(model.projector),
+            gpu_layers=-1 if gpu_share >= 1 or not layers else int(layers * gpu_share),
         )
 
     # Memory
@@ -304,20 +315,41 @@ class EnginePool:
         free = max(0, limit - used)
         return Memory(limit, free if there is None else min(free, there.free_bytes))
 
-    async def _make_room(self, model: StoredModel) -> Plan:
-        """Slots and context that fit, after unloading idle models if need be. Raises OutOfMemory."""
+    def _vram(self, model: StoredModel) -> Memory | None:
+        """VRAM for a model; None when there is none, or the engine can't use it."""
+        if model.info.format == "GGUF" and not built_for_gpu():
+            return None
+        return spare_vram(self.gpus())
+
+    async def _make_room(self, model: StoredModel) -> tuple[Plan, float]:
+        """Slots and context that fit, and the share that goes onto GPUs; idle models make way. Raises OutOfMemory.
+
+        All in VRAM if it fits there, else what fits there and the rest in RAM.
+        """
+
+        def fit(memory: Memory | None) -> Plan:
+            return plan(
+                model.info.name,
+                weight_bytes=model.info.size_bytes,
+                kv_bytes_per_token=kv_bytes_per_token(model.metadata),
+                trained_context=model.info.context_length,
+                free_bytes=None if memory is None else int(memory.free_bytes - KEPT_FREE * memory.total_bytes),
+                slots=self._settings.num_parallel,
+                context_length=self._settings.context_length,
+            )
+
         while True:
-            memory = self._memory()
+            memory, vram = self._memory(), self._vram(model)
             try:
-                return plan(
-                    model.info.name,
-                    weight_bytes=model.info.size_bytes,
-                    kv_bytes_per_token=kv_bytes_per_token(model.metadata),
-                    trained_context=model.info.context_length,
-                    free_bytes=None if memory is None else int(memory.free_bytes - KEPT_FREE * memory.total_bytes),
-                    slots=self._settings.num_parallel,
-                    context_length=self._settings.context_length,
-                )
+                if vram is None:
+                    return fit(memory), 0.0
+                with contextlib.suppress(OutOfMemory):
+                    return fit(vram), 1.0
+                if model.info.format == "GGUF" and memory is not None:
+                    both = Memory(memory.total_bytes + vram.total_bytes, memory.free_bytes + vram.free_bytes)
+                    size = fit(both)
+                    return size, min(1.0, PRESSURE * vram.free_bytes / size.needed_bytes)
+                return fit(vram), 1.0
             except OutOfMemory:
                 if not await self._evict_one():
                     raise
@@ -395,8 +427,9 @@ class EnginePool:
         """Unload an idle model while memory is short."""
         if not self._loaded or now - self._pressed_at < PRESSURE_EVERY_S:
             return
-        memory = self._memory()
-        short = memory is not None and memory.free_bytes < (1 - PRESSURE) * memory.total_bytes
+        on_gpu = any(loaded.gpu_share for loaded in self._loaded.values())
+        kinds = [self._memory(), spare_vram(self.gpus()) if on_gpu else None]
+        short = any(memory and memory.free_bytes < (1 - PRESSURE) * memory.total_bytes for memory in kinds)
         if short and (effects := self._life.evict(now)):
             self._pressed_at = now
             log.warning("model_evicted model=%s reason='memory is short'", effects[0].model)
