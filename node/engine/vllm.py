@@ -55,8 +55,6 @@ WAIT_S = 0.02
 PROGRESS_INTERVAL_S = 0.5
 SHUTDOWN_TIMEOUT_S = 2.0
 """What vLLM's process gets to end by itself. This process needs time to end too, and the agent kills it after 5 s."""
-GUARD_GRACE_S = 3.0
-"""What vLLM gets to end by itself after this process died."""
 CPU_SLOTS, CPU_CONTEXT = 4, 4096
 """On a CPU, where nothing is said; on a GPU vLLM decides."""
 CPU_KV_BYTES_MIN = 1 << 30
@@ -64,17 +62,23 @@ CPU_KV_BYTES_MIN = 1 << 30
 _END_GROUP_AFTER = """
 import os, select, signal, sys, time
 worker = int(sys.argv[1])
-try:
-    if os.getppid() == worker:
-        select.select([os.pidfd_open(worker)], [], [])
-    os.killpg(worker, signal.SIGTERM)
-    deadline = time.monotonic() + float(sys.argv[2])
-    while time.monotonic() < deadline:
-        os.killpg(worker, 0)
-        time.sleep(0.1)
-    os.killpg(worker, signal.SIGKILL)
-except ProcessLookupError:
-    pass
+if os.getppid() == worker:
+    select.select([os.pidfd_open(worker)], [], [])
+found = True
+while found:
+    found = False
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                tracker = b"resource_tracker" in file.read()
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                ended = file.read().rpartition(b")")[2].split()[0] in b"ZX"
+            if os.getpgid(int(pid)) == worker and not tracker and not ended:
+                os.kill(int(pid), signal.SIGKILL)
+                found = True
+        except OSError:
+            pass
+    time.sleep(0.1)
 """
 
 
@@ -662,13 +666,13 @@ def _json(path: Path) -> dict[str, Any]:
 def _end_children_when_this_process_dies() -> None:
     """Start a guard that ends what vLLM started once this process is gone, however it went.
 
-    vLLM's engine process does not notice the death of its parent, and would keep its memory for ever. The guard ends
-    this process's group, hence only where the process leads a session of its own, as the agent starts workers. SIGTERM
-    first: killed at once, vLLM leaves its shared memory behind. Linux only.
+    vLLM's engine process does not notice the death of its parent, and would keep its memory for ever. The guard kills
+    this process's group, hence only where the process leads a session of its own, as the agent starts workers. It
+    spares Python's resource tracker, which unlinks the shared memory of the others and then ends. Linux only.
     """
     if hasattr(os, "pidfd_open") and os.getsid(0) == os.getpid():
         subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _END_GROUP_AFTER, str(os.getpid()), str(GUARD_GRACE_S)],
+            [sys.executable, "-I", "-S", "-c", _END_GROUP_AFTER, str(os.getpid())],
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )

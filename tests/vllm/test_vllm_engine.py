@@ -31,7 +31,7 @@ from llmlb.bus.messages.infer import (
     Tool,
     Usage,
 )
-from llmlb.node.engine.interface import LoadOptions, Piece
+from llmlb.node.engine.interface import Capabilities, LoadOptions, Piece
 from llmlb.node.engine.process import EngineProcess
 from llmlb.node.engine.vllm import VllmEngine, Vocabulary, _arguments
 from tests.vllm.make_checkpoint import make_checkpoint
@@ -468,7 +468,8 @@ class Listener:
 
     replies: list[tuple[int, dict[str, Any], bool]] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
-    exits: list[EngineCrashed | None] = field(default_factory=list)
+    exits: list[LlmlbError | None] = field(default_factory=list)
+    capabilities: Capabilities | None = None
     shared_memory: set[Path] = field(default_factory=lambda: set(Path("/dev/shm").iterdir()))
     """What was there before the worker."""
 
@@ -476,7 +477,13 @@ class Listener:
         self.replies.append((handle, json.loads(data), last))
         self.changed.set()
 
-    async def on_exit(self, error: EngineCrashed | None) -> None:
+    def on_loading(self, percent: int) -> None:
+        pass
+
+    def on_capabilities(self, capabilities: Capabilities) -> None:
+        self.capabilities = capabilities
+
+    async def on_exit(self, error: LlmlbError | None) -> None:
         self.exits.append(error)
         self.changed.set()
 
@@ -524,6 +531,8 @@ async def nothing_left(leader: int, listener: Listener, within_s: float = 15.0) 
 async def test_a_worker_streams_cancels_and_leaves_nothing_behind(worker: tuple[EngineProcess, Listener]) -> None:
     process, listener = worker
     assert (process.slots, process.context_length) == (SLOTS, CONTEXT)
+    assert listener.capabilities is not None
+    assert not listener.capabilities.vision
     process.submit(1, 0, codec.encode(chat()))
     await listener.until(lambda: listener.of(1, "end"))
     assert len(listener.of(1, "delta")) > 5
