@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from llmlb.bus.errors import ContextOverflow, EngineCrashed, InvalidRequest
+from llmlb.bus.errors import ContextOverflow, EngineCrashed, InvalidRequest, LlmlbError
 from llmlb.bus.messages.infer import InferRequest, Timings, Usage
 from llmlb.node.engine.interface import Handle, Sink
-from llmlb.node.engine.llama_library import POOLING_MEAN, POOLING_NONE, Context, ContextSize, Model
+from llmlb.node.engine.llama_library import POOLING_MEAN, POOLING_NONE, POOLING_RANK, Context, ContextSize, Model
 
 MAX_TOKENS = 2048
 """Tokens of one input at most: all of them go through in one call, whose buffers grow with it."""
@@ -82,7 +82,12 @@ class Embedder:
             return False
         job = self._jobs[0]
         job.started_at = job.started_at or time.monotonic()
-        context = self._ready_context()
+        try:
+            context = self._ready_context()
+        except LlmlbError as error:
+            self._jobs.popleft()
+            sink.failed(job.handle, error)
+            return True
         context.forget(0)
         code = context.encode_all(job.inputs[job.next], 0)
         if code != 0:
@@ -102,10 +107,15 @@ class Embedder:
         return True
 
     def _ready_context(self) -> Context:
+        """Raises ModelLoadFailed (no room for it), InvalidRequest (a model that ranks)."""
         if self._context is None:
             context = Context(self._model, self._size, pooling=POOLING_MODEL)
-            if context.pooling == POOLING_NONE:
+            pooling = context.pooling
+            if pooling in (POOLING_NONE, POOLING_RANK):
                 context.close()
+            if pooling == POOLING_RANK:
+                raise InvalidRequest(f"{self._model.name} ranks texts; it makes no vectors", param="model")
+            if pooling == POOLING_NONE:
                 context = Context(self._model, self._size, pooling=POOLING_MEAN)
             self._context = context
         return self._context

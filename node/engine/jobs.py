@@ -31,7 +31,9 @@ class Job:
     sampler: Sampler | None = None
     seq: int = -1
     past: int = 0
-    """Positions in the KV cache."""
+    """Where the next token goes."""
+    folded: int = 0
+    """Cells of the KV cache that images take beyond their positions: with M-RoPE (Qwen-VL) their tokens share some."""
     part: int = 0
     offset: int = 0
     """Where prefill stands: a part, and tokens of it."""
@@ -56,8 +58,9 @@ class Job:
         return sum(len(part) if isinstance(part, list) else part.tokens for part in self.parts)
 
     @property
-    def prompt_positions(self) -> int:
-        return sum(len(part) if isinstance(part, list) else part.positions for part in self.parts)
+    def cells(self) -> int:
+        """Cells of the KV cache in use."""
+        return self.past + self.folded
 
     @property
     def plain(self) -> list[int]:
@@ -99,6 +102,7 @@ class Job:
         """That call was made."""
         if isinstance(done, ImageChunk):
             self.past += done.positions
+            self.folded += done.tokens - done.positions
             self.part, self.offset = self.part + 1, 0
             return
         self.past += len(done)

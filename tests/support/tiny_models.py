@@ -1,4 +1,4 @@
-"""GGUF models of a few hundred kilobytes with random weights: whatever llama.cpp does with a real one it does with them.
+"""GGUF models of a few hundred kilobytes with random weights, with which llama.cpp does what it does with real ones.
 
 Their answers mean nothing, but depend on every token and pixel before them. The same seed writes the same file.
 Source of the names of keys and tensors: llama.cpp's gguf-py and ``tools/mtmd/clip-impl.h``.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import string
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import gguf
 import numpy as np
@@ -266,10 +266,10 @@ def write_bert(path: Path, *, context: int = 128, pooling: gguf.PoolingType = gg
     return path
 
 
-def truncated(source: Path, target: Path, size: int | float) -> Path:
-    """The first ``size`` bytes of a file, or that share of it; negative bytes are counted from its end."""
+def truncated(source: Path, target: Path, size: float) -> Path:
+    """The first ``size`` bytes of a file, or with a fraction that share of it; negative: so many less than it has."""
     data = source.read_bytes()
-    target.write_bytes(data[: int(len(data) * size) if isinstance(size, float) else size])
+    target.write_bytes(data[: int(len(data) * size) if 0 < size < 1 else int(size)])
     return target
 
 
@@ -297,8 +297,3 @@ def corrupted(source: Path, target: Path, what: Damage) -> Path:
 
 def _put(data: bytearray, at: int, new: bytes) -> None:
     data[at : at + len(new)] = new
-
-
-def header_bytes(path: Path) -> int:
-    """Where the weights begin."""
-    return cast(int, gguf.GGUFReader(path).data_offset)
