@@ -105,7 +105,9 @@ class Lifecycle:
         return self._unload_if_stopping(model, entry)
 
     def load_failed(self, model: str, now: float) -> None:
-        self._entries.pop(model, None)
+        """The load failed for a reason that the worker told."""
+        if self.state(model) == "loading":
+            del self._entries[model]
 
     def load_crashed(self, model: str, now: float, why: str) -> None:
         """The worker died while loading it. It is tried again when somebody asks, or failed."""
@@ -157,7 +159,10 @@ class Lifecycle:
         return [Unload(model)]
 
     def unloaded(self, model: str, now: float) -> None:
-        self._entries.pop(model, None)
+        """It is gone. Late, after a crash while it was unloaded, this says nothing about the load that came since."""
+        entry = self._entries.get(model)
+        if entry is not None and entry.unloading:
+            del self._entries[model]
 
     def tick(self, now: float) -> list[Effect]:
         """Time has passed: unload what was idle for keep_alive."""

@@ -12,6 +12,8 @@ from llmlb.bus.errors import OutOfMemory
 
 GIB = 1024**3
 CONTEXTS = (32768, 16384, 8192, 4096, 2048, 1024, 512, 256)
+UNKNOWN_CONTEXT = 4096
+"""Of a model whose file does not say how long a context it was trained for."""
 SLOTS = (4, 2, 1)
 KV_SHARE = 0.25
 """Of what is free after the weights, the KV cache of an automatic size takes at most this."""
@@ -68,7 +70,7 @@ def plan(
 
     Raises OutOfMemory, with the needed and the free bytes, when even the smallest does not fit.
     """
-    longest = trained_context or CONTEXTS[-1] * 16
+    longest = trained_context or context_length or UNKNOWN_CONTEXT
     contexts = [min(context_length, longest)] if context_length else [one for one in CONTEXTS if one <= longest]
     contexts = contexts or [longest]
     counts = [slots] if slots else list(SLOTS)
@@ -81,7 +83,7 @@ def plan(
         # As if there were enough for a middling context.
         context = contexts[0] if context_length else min(contexts[0], 4096)
         return Plan(counts[0], context, need(counts[0], context))
-    budget = max(0, free_bytes - base) * KV_SHARE
+    budget = (free_bytes - base) * KV_SHARE  # negative: not even a model without a cache fits
     for least in (4096, 0):
         for count in counts:
             for context in contexts:

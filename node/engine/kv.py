@@ -59,9 +59,9 @@ def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
 def reusable(held: Held, prompt: Sequence[int]) -> int:
     """How many positions of ``prompt`` need no prefill, because the cache holds what prefill would compute.
 
-    At most all but the last one, whose logits are needed.
+    At most all but the last one, whose logits are needed; 0 for an empty prompt.
     """
-    same = min(common_prefix(held.tokens, prompt), len(prompt) - 1)
+    same = max(0, min(common_prefix(held.tokens, prompt), len(prompt) - 1))
     need = large_part(len(prompt))
     have = min(same, held.large)
     if have < need:

@@ -45,14 +45,15 @@ BATCH = 512
 """Tokens of a prefill call at most, when no answer waits for it."""
 SLICE_S = 0.25
 """Time of a prefill call at most, while answers wait for it."""
-IDLE_SLICE_S = 1.0
-"""Time of a prefill call at most, while nothing else does: a sign of life is due each second."""
+IDLE_SLICE_S = 2.0
+"""Time of a prefill call at most, while no answer waits for it. A cancellation ends it at once."""
 DEFAULT_SLOTS = 4
 MAX_SLOTS = kv.SMALL
 DEFAULT_CONTEXT = 4096
 PROGRESS_INTERVAL_S = 0.5
 _ABORTED = 2
-_MARKS = ("<|channel|>", "<|message|>", "<|start|>", "<|end|>", "[ARGS]")
+_HARMONY_MARKS = ("<|channel|>", "<|message|>", "<|start|>", "<|end|>", "<|constrain|>", "<|call|>")
+_MISTRAL_MARKS = ("[ARGS]", "[CALL_ID]")
 
 
 class LlamaCppEngine:
@@ -104,7 +105,9 @@ class LlamaCppEngine:
         texts = {text for family in FAMILIES for text in (family.open, family.close)}
         texts.update(LLAMA3.opens, MISTRAL.opens)
         if "<|channel|>" in template:
-            texts.update(_MARKS)
+            texts.update(_HARMONY_MARKS)
+        if "[TOOL_CALLS]" in template:
+            texts.update(_MISTRAL_MARKS)
         pieces = {}
         for text in texts:
             tokens = self.model.tokenize(text, add_special=False) if text else []

@@ -36,6 +36,9 @@ PRESSURE = 0.9
 PRESSURE_EVERY_S = 2.0
 """Between two such unloads, so that the memory of one is seen to be free before the next goes."""
 
+_END = b'"type":"llmlb.infer.end.v1"'
+"""In the bytes of the last reply of a whole answer."""
+
 OnReply = Callable[[int, bytes, bool], Awaitable[None]]
 OnCrash = Callable[[list[int], LlmlbError], Awaitable[None]]
 OnChange = Callable[[], None]
@@ -103,7 +106,7 @@ class _WorkerListener:
 
     async def on_reply(self, handle: int, data: bytes, last: bool) -> None:
         if last:
-            self._pool.finished(self._loaded, handle)
+            self._pool.finished(self._loaded, handle, whole=_END in data)
         await self._pool.on_reply(handle, data, last)
 
     def on_loading(self, percent: int) -> None:
@@ -223,11 +226,12 @@ class EnginePool:
         if loaded.process is not None and handle in loaded.handles:
             loaded.process.cancel(handle)
 
-    def finished(self, loaded: Loaded, handle: int) -> None:
-        """A request ended; called once for each."""
+    def finished(self, loaded: Loaded, handle: int, *, whole: bool) -> None:
+        """A request ended; called once for each. ``whole``: with an answer."""
         if handle in loaded.handles:
             loaded.handles.discard(handle)
-            self._life.answered(loaded.name)
+            if whole:
+                self._life.answered(loaded.name)
             self._apply(self._life.finished(loaded.name, time.monotonic()))
 
     async def stop(self, name: str) -> None:

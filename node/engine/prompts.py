@@ -6,9 +6,11 @@ What all engines share; tokens are each engine's own business.
 from __future__ import annotations
 
 import base64
-import binascii
+import contextlib
+import hashlib
 import json
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +28,9 @@ from llmlb.node.engine.tools import ToolFormat, ToolReader
 
 Pixels = npt.NDArray[np.uint8]
 """RGB, shape (height, width, 3)."""
+Turn = dict[str, Any]
+"""A message as templates expect it."""
+Change = Callable[[list[Turn]], list[Turn]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +70,19 @@ class PromptMaker:
         images: list[Pixels] = []
         turns = [self._turn(message, mark, images, index) for index, message in enumerate(request.messages)]
         shown = [toolkit.as_openai(tool) for tool in tools]
+        changes: list[Change] = [_arguments_as_text, _one_call_a_turn]
         if not self._knows_tools:
-            turns = _without_tools(turns)
+            turns, changes = _without_tools(turns), []
             if tools:
                 turns = _with_instructions(turns, toolkit.instructions(tools))
-                shown = []
-        extra: dict[str, Any] = json.loads(request.template_kwargs)
+                shown, changes = [], [_system_in_user]
+        elif self._format == toolkit.MISTRAL:
+            turns = _short_ids(turns)
+        extra = _extra(request.template_kwargs)
         if request.think is not None:
             extra.setdefault("enable_thinking", request.think)
             extra.setdefault("thinking", request.think)
-        text = self._template.render(turns, tools=shown, extra=extra)
+        text = self._rendered(turns, shown, extra, changes)
         texts = text.split(mark)
         if len(texts) != len(images) + 1:
             raise InvalidRequest("the model's chat template does not take images where they are", param="messages")
@@ -85,10 +93,24 @@ class PromptMaker:
         format = toolkit.enforced(self._format) if request.tool_choice == "required" else self._format
         return RenderedPrompt(kept, opened_by(text), tools, format)
 
+    def _rendered(
+        self, turns: list[Turn], tools: list[dict[str, Any]], extra: dict[str, Any], changes: list[Change]
+    ) -> str:
+        """The conversation through the template. What it refuses is tried as other templates want it."""
+        try:
+            return self._template.render(turns, tools=tools, extra=extra)
+        except InvalidRequest:
+            for change in changes:
+                changed = change(turns)
+                if changed != turns:
+                    with contextlib.suppress(InvalidRequest):
+                        return self._template.render(changed, tools=tools, extra=extra)
+            raise
+
     @staticmethod
-    def _turn(message: ChatMessage, mark: str, images: list[Pixels], index: int) -> dict[str, Any]:
+    def _turn(message: ChatMessage, mark: str, images: list[Pixels], index: int) -> Turn:
         """One message as templates expect it; images are decoded into ``images`` and marked in the text."""
-        turn: dict[str, Any] = {"role": message.role, "content": message.content}
+        turn: Turn = {"role": message.role, "content": message.content}
         if message.parts:
             texts = []
             for part in message.parts:
@@ -97,7 +119,7 @@ class PromptMaker:
                     continue
                 try:
                     data = base64.b64decode(part.data, validate=True)
-                except binascii.Error:
+                except ValueError:
                     raise InvalidRequest("the image is not valid base64", param=f"messages.{index}.content") from None
                 images.append(decode_image(data, param=f"messages.{index}.content"))
                 texts.append(mark)
@@ -122,12 +144,25 @@ class PromptMaker:
 
 def reader_for(request: InferRequest, prompt: RenderedPrompt) -> AnswerReader:
     """How to read the answer to a prompt."""
+    chat = request.kind == "chat"
+    addressed = chat and prompt.format == toolkit.FUNCTIONARY_RECIPIENT  # names who gets it, with tools or without
     return AnswerReader(
         stop=request.sampling.stop,
-        chat=request.kind == "chat",
+        chat=chat,
         opened=prompt.opened,
-        tools=ToolReader(prompt.format, prompt.tools) if prompt.tools else None,
+        tools=ToolReader(prompt.format, prompt.tools) if prompt.tools or addressed else None,
     )
+
+
+def _extra(text: str) -> dict[str, Any]:
+    """The variables that the request has for the template. Raises InvalidRequest."""
+    try:
+        extra = json.loads(text)
+    except ValueError:
+        extra = None
+    if not isinstance(extra, dict):
+        raise InvalidRequest("the variables for the chat template are not a JSON object", param="chat_template_kwargs")
+    return extra
 
 
 def _chosen(request: InferRequest) -> tuple[Tool, ...]:
@@ -148,25 +183,95 @@ def _arguments(text: str) -> Any:
         return text
 
 
-def _without_tools(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Calls and their results as plain turns, for a template that knows none."""
-    out: list[dict[str, Any]] = []
+def _without_tools(turns: list[Turn]) -> list[Turn]:
+    """Calls and their results as plain turns, for a template that knows none.
+
+    Results and what the user says next are one turn: many templates want user and assistant to alternate.
+    """
+    out: list[Turn] = []
+    answering = False
     for turn in turns:
+        text = turn["content"]
         if turn["role"] == "tool":
-            out.append({"role": "user", "content": f"<tool_response>\n{turn['content']}\n</tool_response>"})
-        elif calls := turn.get("tool_calls"):
-            texts = [turn["content"]] if turn["content"] else []
-            texts += [
-                f"<tool_call>\n{json.dumps(call['function'], ensure_ascii=False)}\n</tool_call>" for call in calls
-            ]
-            out.append({"role": turn["role"], "content": "\n".join(texts)})
-        else:
-            out.append(turn)
+            text = f"<tool_response>\n{text}\n</tool_response>"
+        if turn["role"] == "tool" or (answering and turn["role"] == "user"):
+            if answering:
+                out[-1] = {"role": "user", "content": f"{out[-1]['content']}\n{text}"}
+            else:
+                out.append({"role": "user", "content": text})
+            answering = turn["role"] == "tool"
+            continue
+        answering = False
+        if calls := turn.get("tool_calls"):
+            called = [json.dumps(call["function"], ensure_ascii=False) for call in calls]
+            texts = [text] if text else []
+            texts += [f"<tool_call>\n{call}\n</tool_call>" for call in called]
+            turn = {key: value for key, value in turn.items() if key != "tool_calls"} | {"content": "\n".join(texts)}
+        out.append(turn)
     return out
 
 
-def _with_instructions(turns: list[dict[str, Any]], text: str) -> list[dict[str, Any]]:
+def _with_instructions(turns: list[Turn], text: str) -> list[Turn]:
     """The conversation with the tools told in its system prompt."""
     if turns and turns[0]["role"] in ("system", "developer"):
         return [{**turns[0], "content": f"{turns[0]['content']}\n\n{text}"}, *turns[1:]]
     return [{"role": "system", "content": text}, *turns]
+
+
+def _system_in_user(turns: list[Turn]) -> list[Turn]:
+    """The system prompt at the beginning of what the user says: Gemma's template knows no system role."""
+    if len(turns) < 2 or turns[1]["role"] != "user":
+        return turns
+    return [{**turns[1], "content": f"{turns[0]['content']}\n\n{turns[1]['content']}"}, *turns[2:]]
+
+
+def _short_ids(turns: list[Turn]) -> list[Turn]:
+    """Ids of calls as Mistral's templates insist on them: nine letters and digits. Other ones are replaced."""
+
+    def short(identifier: str) -> str:
+        if len(identifier) == 9 and identifier.isalnum() and identifier.isascii():
+            return identifier
+        return hashlib.blake2b(identifier.encode("utf-8", "replace"), digest_size=5).hexdigest()[:9]
+
+    out = []
+    for turn in turns:
+        changed = dict(turn)
+        if "tool_call_id" in turn:
+            changed["tool_call_id"] = short(turn["tool_call_id"])
+        if "tool_calls" in turn:
+            changed["tool_calls"] = [{**call, "id": short(call["id"])} for call in turn["tool_calls"]]
+        out.append(changed)
+    return out
+
+
+def _arguments_as_text(turns: list[Turn]) -> list[Turn]:
+    """Arguments as texts, which Functionary's template puts behind the function's name."""
+
+    def as_text(call: dict[str, Any]) -> dict[str, Any]:
+        function = call["function"]
+        arguments = function["arguments"]
+        text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+        return {**call, "function": {**function, "arguments": text}}
+
+    return [
+        {**turn, "tool_calls": [as_text(call) for call in turn["tool_calls"]]} if "tool_calls" in turn else turn
+        for turn in turns
+    ]
+
+
+def _one_call_a_turn(turns: list[Turn]) -> list[Turn]:
+    """Several calls as one after the other, each with its result: Llama 3's template takes one at once."""
+    results = {turn["tool_call_id"]: turn for turn in turns if turn.get("tool_call_id")}
+    out: list[Turn] = []
+    moved: set[str] = set()
+    for turn in turns:
+        calls = turn.get("tool_calls", ())
+        if len(calls) < 2 or any(call["id"] not in results for call in calls):
+            if turn.get("tool_call_id") not in moved:
+                out.append(turn)
+            continue
+        for number, call in enumerate(calls):
+            out.append({**turn, "content": turn["content"] if number == 0 else "", "tool_calls": [call]})
+            out.append(results[call["id"]])
+            moved.add(call["id"])
+    return out

@@ -17,11 +17,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from types import FrameType
-from typing import Any, Literal, NoReturn
+from typing import Any, ClassVar, Literal, NoReturn
 
 import jinja2
+from jinja2 import nodes
 from jinja2.exceptions import SecurityError
-from jinja2.ext import loopcontrols
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from llmlb.bus.errors import InvalidRequest, ModelLoadFailed
@@ -89,6 +91,8 @@ def _strftime_now(format: str) -> str:
 
 def _tojson(value: Any, indent: int | None = None, ensure_ascii: bool = False, **_: Any) -> str:
     """As transformers has it: no HTML escaping."""
+    if isinstance(value, Iterator):
+        value = list(value)
     return json.dumps(value, indent=indent, ensure_ascii=ensure_ascii)
 
 
@@ -155,8 +159,18 @@ def _narrow(filter: Any) -> Any:
     return functools.wraps(filter)(narrow)  # keeps Jinja's marks, which say what else the filter wants to be given
 
 
+class _GenerationTag(Extension):
+    """``{% generation %}…{% endgeneration %}``, which marks an assistant's text for training: here just its text."""
+
+    tags: ClassVar[set[str]] = {"generation"}
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
 def _environment() -> _Sandbox:
-    env = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols], autoescape=False)
+    env = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationTag], autoescape=False)
     env.globals["raise_exception"] = _raise_exception
     env.globals["strftime_now"] = _strftime_now
     env.filters["tojson"] = _narrow(_tojson)

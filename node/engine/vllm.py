@@ -16,12 +16,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import queue
-import random
-import re
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Coroutine
@@ -47,6 +42,13 @@ from llmlb.node.engine.prompts import PromptMaker, RenderedPrompt, reader_for
 from llmlb.node.engine.reasoning import FAMILIES
 from llmlb.node.engine.templates import ChatTemplate
 from llmlb.node.engine.tools import calls_schema, format_of
+from llmlb.node.engine.vllm_setup import (
+    end_children_when_this_process_dies,
+    engine_arguments,
+    prepare_environment,
+    template_of,
+)
+from llmlb.node.engine.vllm_vocabulary import Vocabulary
 
 log = logging.getLogger("llmlb.node.engine.vllm")
 
@@ -55,84 +57,6 @@ WAIT_S = 0.02
 PROGRESS_INTERVAL_S = 0.5
 SHUTDOWN_TIMEOUT_S = 2.0
 """What vLLM's process gets to end by itself. This process needs time to end too, and the agent kills it after 5 s."""
-CPU_SLOTS, CPU_CONTEXT = 4, 4096
-"""On a CPU, where nothing is said; on a GPU vLLM decides."""
-CPU_KV_BYTES_MIN = 1 << 30
-
-_END_GROUP_AFTER = """
-import os, select, signal, sys, time
-worker = int(sys.argv[1])
-if os.getppid() == worker:
-    select.select([os.pidfd_open(worker)], [], [])
-found = True
-while found:
-    found = False
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{pid}/cmdline", "rb") as file:
-                tracker = b"resource_tracker" in file.read()
-            with open(f"/proc/{pid}/stat", "rb") as file:
-                ended = file.read().rpartition(b")")[2].split()[0] in b"ZX"
-            if os.getpgid(int(pid)) == worker and not tracker and not ended:
-                os.kill(int(pid), signal.SIGKILL)
-                found = True
-        except OSError:
-            pass
-    time.sleep(0.1)
-"""
-
-
-class Vocabulary:
-    """A Hugging Face tokenizer: text to token ids, and token ids to bytes. For one thread."""
-
-    def __init__(self, tokenizer: Any, marks: str) -> None:
-        """``marks``: a special token that is found in this text is text in the answers of a chat."""
-        self._tokenizer = tokenizer
-        self._bytes: dict[int, bytes] = {}
-        self._marks: dict[int, bytes] = {}
-        self._byte_level: dict[str, int] = {}
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        if backend is not None:
-            for token, added in backend.get_added_tokens_decoder().items():
-                self._bytes[token] = b"" if added.special else added.content.encode()
-                if added.special and added.content in marks:
-                    self._marks[token] = added.content.encode()
-            if backend.decoder is not None and b'"ByteLevel"' in backend.decoder.__getstate__():
-                self._byte_level = _byte_alphabet()
-
-    def encode(self, text: str, *, add_special: bool) -> list[int]:
-        """Raises InvalidRequest: text that is not valid Unicode."""
-        try:
-            return list(self._tokenizer.encode(text, add_special_tokens=add_special))
-        except (TypeError, ValueError) as error:
-            raise InvalidRequest("the prompt can't be turned into tokens", param="messages") from error
-
-    def bytes_of(self, token: int, *, chat: bool = False) -> bytes:
-        """What a token adds to the text; nothing for a special one, unless it marks thinking or a call in a chat."""
-        data = self._bytes.get(token)
-        if chat and not data and token in self._marks:
-            return self._marks[token]
-        if data is None:
-            data = self._bytes[token] = self._decode(self._tokenizer.convert_ids_to_tokens(token))
-        return data
-
-    def _decode(self, piece: str | None) -> bytes:
-        if not piece:
-            return b""  # Models have ids beyond their tokenizer's, to fill up the matrix.
-        if self._byte_level:
-            return b"".join(
-                bytes([self._byte_level[c]]) if c in self._byte_level else c.encode("utf-8", "replace") for c in piece
-            )
-        if single := re.fullmatch(r"<0x([0-9A-Fa-f]{2})>", piece):
-            return bytes.fromhex(single[1])
-        return piece.replace("\u2581", " ").encode("utf-8", "replace")
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """The character that stands for each byte in a byte-level vocabulary. Source: GPT-2, ``bytes_to_unicode``."""
-    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = [byte for byte in range(256) if byte not in shown]
-    return {chr(byte): byte for byte in shown} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
 
 
 @dataclass(slots=True)
@@ -217,7 +141,7 @@ class VllmEngine:
         self._pulse = _Pulse()
         self._dead = False
         self._llm: Any = None
-        _prepare_environment()
+        prepare_environment()
         try:
             import vllm
             from vllm.platforms import current_platform
@@ -228,11 +152,11 @@ class VllmEngine:
         self._vllm = vllm
         folder = Path(options.path)
         folder = folder if folder.is_dir() else folder.parent
-        arguments = _arguments(folder, options, cpu=bool(current_platform.is_cpu()))
+        arguments = engine_arguments(folder, options, cpu=bool(current_platform.is_cpu()))
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True)
         self._thread.start()
-        _end_children_when_this_process_dies()
+        end_children_when_this_process_dies()
         try:
             self._llm = self._call(self._load(arguments))
             self._read_model(folder, options.template)
@@ -257,7 +181,7 @@ class VllmEngine:
         # A copy, because vLLM's threads use theirs, and a tokenizer is for one thread at a time.
         tokenizer = deepcopy(self._llm.get_tokenizer())
         compiled = ChatTemplate(
-            template or _template_of(folder),
+            template or template_of(folder),
             bos=str(getattr(tokenizer, "bos_token", None) or ""),
             eos=str(getattr(tokenizer, "eos_token", None) or ""),
         )
@@ -566,116 +490,6 @@ async def _shut_down(llm: Any) -> None:
     if (handler := getattr(llm, "output_handler", None)) is not None:
         handler.cancel()
     llm.shutdown(timeout=SHUTDOWN_TIMEOUT_S)
-
-
-def _prepare_environment() -> None:
-    """What vLLM and its child processes read; written here, never read. An operator's own values win."""
-    for name, value in {
-        # A node says nothing to anybody but its bus.
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",
-        # This process has threads, and holds the agent's socket: a forked child would keep both half alive.
-        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-        "VLLM_LOGGING_LEVEL": "WARNING",
-    }.items():
-        os.environ.setdefault(name, value)  # noqa: TID251  # written for libraries, not read
-
-
-def _arguments(folder: Path, options: LoadOptions, *, cpu: bool) -> dict[str, Any]:
-    """What AsyncEngineArgs gets. On a GPU vLLM's defaults stay in force for all that the options leave open."""
-    config = _json(folder / "config.json")
-    slots, context = options.slots, options.context_length
-    trained = _text_config(config).get("max_position_embeddings")
-    if cpu:
-        slots, context = slots or CPU_SLOTS, context or CPU_CONTEXT
-    if context is not None and isinstance(trained, int) and not config.get("rope_scaling"):
-        context = min(context, trained)
-    arguments: dict[str, Any] = {
-        "model": str(folder),
-        "served_model_name": options.model,
-        # vLLM's own is always 0, and then requests without a seed are not random from one load to the next.
-        "seed": random.getrandbits(31),
-        "disable_log_stats": True,
-    }
-    if slots is not None:
-        arguments["max_num_seqs"] = slots
-    if context is not None:
-        arguments["max_model_len"] = context
-    if cpu:
-        assert slots is not None
-        assert context is not None
-        arguments |= {
-            # With bfloat16 oneDNN takes AMX, which virtual machines report but don't allow: SIGILL.
-            "dtype": "float32",
-            "enforce_eager": True,
-            # Without it: 92 % of the machine's memory.
-            "kv_cache_memory_bytes": max(CPU_KV_BYTES_MIN, _kv_bytes(config, slots * context)),
-        }
-        os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE")  # noqa: TID251  # written for a C library
-        # enforce_eager leaves some functions of the sampler to the compiler: 15 s in the first request that asks for
-        # log probabilities, and no answer at all where there is no C++ compiler.
-        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # noqa: TID251  # written for torch, not read
-        if options.threads is not None:
-            os.environ["OMP_NUM_THREADS"] = str(options.threads)  # noqa: TID251  # written for a C library
-            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # noqa: TID251  # written for vLLM
-    return arguments
-
-
-def _kv_bytes(config: dict[str, Any], tokens: int) -> int:
-    """Bytes of keys and values of so many tokens in float32, 0 for a model that does not say."""
-    text = _text_config(config)
-    try:
-        heads = text["num_attention_heads"]
-        size = text.get("head_dim") or text["hidden_size"] // heads
-        return int(2 * 4 * text["num_hidden_layers"] * (text.get("num_key_value_heads") or heads) * size * tokens)
-    except (KeyError, TypeError):
-        return 0
-
-
-def _text_config(config: dict[str, Any]) -> dict[str, Any]:
-    """A model that also sees keeps what concerns text in a part of its configuration."""
-    text = config.get("text_config")
-    return text if isinstance(text, dict) else config
-
-
-def _template_of(folder: Path) -> str | None:
-    """The chat template of a model folder. Source: transformers, ``save_pretrained``."""
-    try:
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    except FileNotFoundError:
-        pass
-    found = _json(folder / "tokenizer_config.json").get("chat_template")
-    if isinstance(found, list):
-        found = {item.get("name"): item.get("template") for item in found}.get("default")
-    return found if isinstance(found, str) else None
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """A file of the model folder, {} when it has none. Raises ModelLoadFailed: it is no JSON object."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise ModelLoadFailed(f"{path.name} can't be read: {error}", detail=str(path)) from error
-    if not isinstance(found, dict):
-        raise ModelLoadFailed(f"{path.name} is no JSON object", detail=str(path))
-    return found
-
-
-def _end_children_when_this_process_dies() -> None:
-    """Start a guard that ends what vLLM started once this process is gone, however it went.
-
-    vLLM's engine process does not notice the death of its parent, and would keep its memory for ever. The guard kills
-    this process's group, hence only where the process leads a session of its own, as the agent starts workers. It
-    spares Python's resource tracker, which unlinks the shared memory of the others and then ends. Linux only.
-    """
-    if hasattr(os, "pidfd_open") and os.getsid(0) == os.getpid():
-        subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _END_GROUP_AFTER, str(os.getpid())],
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
 
 
 def _object(text: str, param: str) -> dict[str, Any]:

@@ -33,7 +33,9 @@ from llmlb.bus.messages.infer import (
 )
 from llmlb.node.engine.interface import Capabilities, LoadOptions, Piece
 from llmlb.node.engine.process import EngineProcess
-from llmlb.node.engine.vllm import VllmEngine, Vocabulary, _arguments
+from llmlb.node.engine.vllm import VllmEngine
+from llmlb.node.engine.vllm_setup import engine_arguments
+from llmlb.node.engine.vllm_vocabulary import Vocabulary
 from tests.vllm.make_checkpoint import make_checkpoint
 
 pytestmark = [
@@ -442,14 +444,14 @@ def test_a_folder_without_a_model_is_a_failed_load(tmp_path: Path) -> None:
 
 def test_on_a_gpu_vllms_own_defaults_stay_in_force(checkpoint: Path) -> None:
     unsaid = LoadOptions("tiny", str(checkpoint), None, None, None, None)
-    assert set(_arguments(checkpoint, unsaid, cpu=False)) == {
+    assert set(engine_arguments(checkpoint, unsaid, cpu=False)) == {
         "model",
         "served_model_name",
         "seed",
         "disable_log_stats",
     }
     said = LoadOptions("tiny", str(checkpoint), None, 8, 1_000_000, None)
-    arguments = _arguments(checkpoint, said, cpu=False)
+    arguments = engine_arguments(checkpoint, said, cpu=False)
     assert (arguments["max_num_seqs"], arguments["max_model_len"]) == (8, 2048), "no more than it was trained for"
 
 

@@ -110,3 +110,9 @@ def test_tools_and_further_variables_reach_the_template_but_do_not_replace_its_o
     template = ChatTemplate("{{ tools[0].function.name }}{{ enable_thinking }}{{ messages|length }}")
     tools = [{"type": "function", "function": {"name": "f"}}]
     assert template.render(USER, tools=tools, extra={"enable_thinking": False, "messages": []}) == "fFalse1"
+
+
+def test_tags_that_are_for_training_change_nothing() -> None:
+    template = ChatTemplate("{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}")
+    assert template.render(USER) == "hi"
+    assert ChatTemplate("{{ messages|map(attribute='role')|tojson }}").render(USER) == '["user"]'
