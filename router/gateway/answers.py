@@ -59,10 +59,20 @@ class Answer:
         if isinstance(event, Delta):
             self.text += event.text
             self.reasoning += event.reasoning
-            self.tool_calls += event.tool_calls
+            for piece in event.tool_calls:
+                self._add_call(piece)
             self.logprobs += event.logprobs
         elif isinstance(event, End):
             self.end = event
+
+    def _add_call(self, piece: ToolCallPiece) -> None:
+        """A call comes in pieces: the first one has its id and name, all have some of its arguments."""
+        for at, call in enumerate(self.tool_calls):
+            if call.index == piece.index:
+                more = {"arguments": call.arguments + piece.arguments}
+                self.tool_calls[at] = call.model_copy(update=more)
+                return
+        self.tool_calls.append(piece)
 
 
 class Shape(Protocol):
@@ -110,20 +120,26 @@ def total_usage(ends: Sequence[End], prompts: int) -> Usage:
 
 
 async def merged(streams: Sequence[AsyncGenerator[Event, None]]) -> AsyncGenerator[tuple[int, Event], None]:
-    """The events of several choices as they come. The first failure of one ends all.
+    """The events of several choices as they come. The first failure of one ends all; so does one without an End.
 
-    The first choice goes ahead until its first token: the others then find their prompt in its cache.
+    The first choice goes ahead until its first token: the others then find their prompt in its cache, and a request
+    that fails at once fails once. Closing this closes every choice and waits until it has ended.
     """
     if len(streams) == 1:
+        event = None
         async with contextlib.aclosing(streams[0]) as only:
             async for event in only:
                 yield 0, event
+        if not isinstance(event, End):
+            raise LlmlbError("the answer has no end")
         return
-    queue: asyncio.Queue[tuple[int, Event | LlmlbError]] = asyncio.Queue(CHOICE_EVENTS_MAX)
+    # None: the choice has ended and is closed. Not at its End, or closing the last ones would be cut short.
+    queue: asyncio.Queue[tuple[int, Event | Exception | None]] = asyncio.Queue(CHOICE_EVENTS_MAX)
     started = asyncio.Event()
     room = asyncio.Semaphore(PARALLEL_CHOICES)
 
     async def pump(index: int, stream: AsyncGenerator[Event, None]) -> None:
+        event = None
         try:
             if index:
                 await started.wait()
@@ -132,8 +148,11 @@ async def merged(streams: Sequence[AsyncGenerator[Event, None]]) -> AsyncGenerat
                     if not isinstance(event, Progress):
                         started.set()
                     await queue.put((index, event))
-        except LlmlbError as error:
-            started.set()
+            if not isinstance(event, End):
+                raise LlmlbError("the answer has no end")
+            await queue.put((index, None))
+        except Exception as error:  # noqa: BLE001 - the top of a task: raised again by the one who reads the queue
+            # The others are not let go: this ends them.
             await queue.put((index, error))
 
     background = Background("choices")
@@ -143,10 +162,12 @@ async def merged(streams: Sequence[AsyncGenerator[Event, None]]) -> AsyncGenerat
         left = len(streams)
         while left:
             index, got = await queue.get()
-            if isinstance(got, LlmlbError):
+            if isinstance(got, Exception):
                 raise got
-            left -= isinstance(got, End)
-            yield index, got
+            if got is None:
+                left -= 1
+            else:
+                yield index, got
     finally:
         await background.close()
 
@@ -160,8 +181,6 @@ async def respond_whole(
         async for index, event in events:
             answers[index].add(event)
     ends = [answer.end for answer in answers if answer.end is not None]
-    if len(ends) != choices:
-        raise LlmlbError("the answer has no end")
     body = shape.whole(answers, total_usage(ends, prompts))
     return raw(orjson.dumps(body), content_type="application/json")
 
@@ -207,6 +226,12 @@ async def respond_stream(
                 raise
             log.warning("stream_failed reason=%s error=%r detail=%s", error.reason, error.message, error.detail)
             await response.send(sse.data(body_of(error)))
+        except Exception as error:
+            # Sanic would cut the connection, which clients take for a broken network.
+            if response is None:
+                raise
+            log.error("stream_failed", exc_info=error)
+            await response.send(sse.data(body_of(LlmlbError("internal error"))))
     if response is not None:
         await response.eof()
 

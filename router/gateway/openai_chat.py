@@ -154,7 +154,7 @@ class CompletionShape(_Shape):
             return self._choice(index, delta.text, None) if delta.text else None
         offset = self._offsets.get(index, 0)
         logprobs = _completion_logprobs(delta.logprobs, offset)
-        self._offsets[index] = offset + sum(len(token) for token in logprobs["tokens"])
+        self._offsets[index] = offset + sum(_begun(token) for token in delta.logprobs)
         return self._choice(index, delta.text, None, logprobs)
 
     def _stop(self, index: int, end: End) -> dict[str, Any]:
@@ -173,6 +173,9 @@ def _tool_call(piece: ToolCallPiece) -> dict[str, Any]:
 
 
 def _tool_call_piece(piece: ToolCallPiece) -> dict[str, Any]:
+    """The id, type and name are in the first piece only: clients append what comes later, and null is no text."""
+    if piece.id is None:
+        return {"index": piece.index, "function": {"arguments": piece.arguments}}
     return {"index": piece.index, **_tool_call(piece)}
 
 
@@ -185,11 +188,16 @@ def _chat_logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
     return {"content": content, "refusal": None}
 
 
+def _begun(token: TokenLogprob) -> int:
+    """Code points whose first byte is in the token, so that one split over several tokens counts once."""
+    return sum(byte & 0xC0 != 0x80 for byte in token.token_bytes)
+
+
 def _completion_logprobs(tokens: Sequence[TokenLogprob], offset: int) -> dict[str, Any]:
     offsets = []
     for token in tokens:
         offsets.append(offset)
-        offset += len(token.token)
+        offset += _begun(token)
     return {
         "tokens": [token.token for token in tokens],
         "token_logprobs": [token.logprob for token in tokens],

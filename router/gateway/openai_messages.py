@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,6 +15,8 @@ from llmlb.bus.messages.infer import ChatMessage, ContentPart, ToolCall
 _DATA_URL = re.compile(r"data:(?P<type>[^;,]*)(?:;[^;,]*)*;base64,", re.IGNORECASE)
 _IMAGE_TYPE = re.compile(r"image/(png|jpe?g|webp|gif)|", re.IGNORECASE)
 MAX_IMAGES = 32
+MAX_HEAD = 256
+"""Characters before the base64 of a data: URL."""
 
 
 class _Body(BaseModel):
@@ -45,9 +46,9 @@ class InputMessage(_Body):
     """One message of a chat body."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: StrictStr | list[dict[str, Any]] | None = None
+    content: StrictStr | list[Any] | None = None
     name: StrictStr | None = None
-    tool_calls: list[InputToolCall] | None = None
+    tool_calls: list[InputToolCall] | None = Field(default=None, fail_fast=True)
     tool_call_id: StrictStr | None = None
     reasoning_content: StrictStr | None = None
 
@@ -79,8 +80,8 @@ class InputMessage(_Body):
             return [ContentPart(type="text", text=self.content)]
         return [self._part(part, f"messages.{index}.content.{at}", images) for at, part in enumerate(self.content)]
 
-    def _part(self, part: dict[str, Any], where: str, images: list[ImageAddress]) -> ContentPart:
-        kind = part.get("type")
+    def _part(self, part: Any, where: str, images: list[ImageAddress]) -> ContentPart:
+        kind = part.get("type") if isinstance(part, dict) else None
         if kind == "text" and isinstance(part.get("text"), str):
             return ContentPart(type="text", text=part["text"])
         if kind == "image_url":
@@ -94,16 +95,16 @@ def _image(value: Any, where: str, images: list[ImageAddress]) -> ContentPart:
     url = value.get("url") if isinstance(value, dict) else value
     if not isinstance(url, str):
         raise InvalidRequest('an image_url part must be {"image_url": {"url": "data:image/png;base64,…"}}', param=where)
-    if url.startswith(("http://", "https://")):
+    if url[:8].lower().startswith(("http://", "https://")):
         images.append(ImageAddress(url, where))
         return ContentPart(type="image", data=f"#{len(images) - 1}")
-    match = _DATA_URL.match(url)
+    match = _DATA_URL.match(url, 0, MAX_HEAD)
     if match is None or not _IMAGE_TYPE.fullmatch(match["type"]):
         raise InvalidRequest("the image must be a data: URL, image/png, jpeg, webp or gif, in base64", param=where)
     data = url[match.end() :]
     try:
         if not base64.b64decode(data, validate=True):
             raise InvalidRequest("the image is empty", param=where)
-    except binascii.Error:
+    except ValueError:  # binascii.Error, and a plain one for what is not ASCII
         raise InvalidRequest("the image is not valid base64", param=where) from None
     return ContentPart(type="image", data=data)

@@ -1,14 +1,24 @@
 """Bodies of the OpenAI routes: validated once, in pydantic-core, from bytes.
 
-Unknown fields are ignored; null means "not given"; what is known but not supported is refused by name.
+Unknown fields are ignored; null means "not given"; what is known but not supported is refused by name. Lists fail at
+their first bad item, and dicts have no typed values: a body of a million bad ones would hold the loop for seconds.
 """
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal, TypeVar
 
-import orjson
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+)
 
 from llmlb.bus.errors import InvalidRequest
 from llmlb.bus.messages.infer import InferRequest, LogitBias, ResponseFormat, Sampling, Tool
@@ -18,7 +28,9 @@ MAX_MODEL_NAME = 256
 MAX_STOP = 4
 MAX_CHOICES = 128
 MAX_TOOLS = 128
+MAX_MESSAGES = 16_384
 MAX_INPUTS = 2048
+MAX_BIASES = 4096
 MAX_SHOWN = 200
 
 
@@ -36,10 +48,15 @@ class _Body(BaseModel):
 
 
 def _json(value: Any, param: str) -> str:
-    """JSON text of what came as JSON. Raises InvalidRequest when it is nested too deeply to be written again."""
+    """JSON text of what came as JSON. Raises InvalidRequest for NaN and Infinity, which pydantic's parser lets in.
+
+    Not orjson: it writes NaN as null, and refuses integers of more than 64 bits.
+    """
     try:
-        return orjson.dumps(value).decode()
-    except (TypeError, RecursionError):
+        return json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    except ValueError:
+        raise InvalidRequest(f"{param}: NaN and Infinity are not JSON", param=param) from None
+    except RecursionError:
         raise InvalidRequest(f"{param}: nested too deeply", param=param) from None
 
 
@@ -84,11 +101,11 @@ class _Generate(_Body):
     repeat_penalty: Number | None = Field(default=None, gt=0, le=4)
     seed: StrictInt | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
     max_tokens: StrictInt | None = Field(default=None, ge=1, le=2**31 - 1)
-    stop: StrictStr | list[StrictStr] | None = None
+    stop: StrictStr | Annotated[list[StrictStr], Field(fail_fast=True)] | None = None
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
     n: StrictInt | None = Field(default=None, ge=1, le=MAX_CHOICES)
-    logit_bias: dict[str, Number] | None = None
+    logit_bias: dict[str, Any] | None = None
 
     def stops(self) -> tuple[str, ...]:
         """Raises InvalidRequest."""
@@ -126,10 +143,15 @@ class _Generate(_Body):
 
     def biases(self) -> tuple[LogitBias, ...]:
         """Raises InvalidRequest."""
+        given = self.logit_bias or {}
+        if len(given) > MAX_BIASES:
+            raise InvalidRequest(f"logit_bias: at most {MAX_BIASES} tokens", param="logit_bias")
         biases = []
-        for token, bias in (self.logit_bias or {}).items():
-            if not token.isdecimal() or len(token) > 9:
+        for token, bias in given.items():
+            if not (token.isascii() and token.isdecimal()) or len(token) > 9:
                 raise InvalidRequest("logit_bias: keys must be token ids", param="logit_bias")
+            if isinstance(bias, bool) or not isinstance(bias, int | float):
+                raise InvalidRequest(f"logit_bias.{token}: must be a number", param=f"logit_bias.{token}")
             if not -100 <= bias <= 100:
                 raise InvalidRequest("logit_bias: values must be between -100 and 100", param="logit_bias")
             biases.append(LogitBias(token_id=int(token), bias=bias))
@@ -156,9 +178,9 @@ def _refuse(field: str, given: bool, instead: str | None) -> None:
 class ChatRequest(_Generate):
     """POST /v1/chat/completions."""
 
-    messages: list[InputMessage] = Field(min_length=1)
+    messages: list[InputMessage] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
     max_completion_tokens: StrictInt | None = Field(default=None, ge=1, le=2**31 - 1)
-    tools: list[ToolBody] | None = Field(default=None, max_length=MAX_TOOLS)
+    tools: list[ToolBody] | None = Field(default=None, max_length=MAX_TOOLS, fail_fast=True)
     tool_choice: StrictStr | dict[str, Any] | None = None
     parallel_tool_calls: StrictBool | None = None
     functions: list[Any] | None = None
@@ -167,7 +189,7 @@ class ChatRequest(_Generate):
     top_logprobs: StrictInt | None = Field(default=None, ge=0, le=20)
     think: StrictBool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    modalities: list[str] | None = None
+    modalities: list[Any] | None = None
     audio: Any = None
     prediction: Any = None
 
@@ -301,8 +323,6 @@ class EmbeddingRequest(_Body):
         inputs = self._inputs()
         if not inputs:
             raise InvalidRequest("input: must not be empty", param="input")
-        if len(inputs) > MAX_INPUTS:
-            raise InvalidRequest(f"input: at most {MAX_INPUTS} inputs", param="input")
         for index, one in enumerate(inputs):
             if not one:
                 raise InvalidRequest(f"input.{index}: must not be empty", param=f"input.{index}")
@@ -319,6 +339,8 @@ class EmbeddingRequest(_Body):
             return [self.input]
         if self.input and all(_is_token(one) for one in self.input):
             return [tuple(self.input)]
+        if len(self.input) > MAX_INPUTS:
+            raise InvalidRequest(f"input: at most {MAX_INPUTS} inputs", param="input")
         inputs: list[str | tuple[int, ...]] = []
         for index, one in enumerate(self.input):
             if isinstance(one, str):
@@ -348,7 +370,7 @@ def parse(cls: type[B], body: bytes) -> B:
         if first["type"] == "json_invalid":
             reason = str(first.get("ctx", {}).get("error", ""))[:MAX_SHOWN]
             raise InvalidRequest(f"the request body is not valid JSON: {reason}") from None
-        path = ".".join(str(part) for part in first["loc"] if not _is_branch(part))
+        path = ".".join(str(part) for part in first["loc"] if not _is_branch(part))[:MAX_SHOWN]
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "missing":
             message = "must be given"

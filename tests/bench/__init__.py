@@ -1,0 +1,1 @@
+"""The benchmark behind ``make bench``. No tests: nothing here is collected by pytest."""
