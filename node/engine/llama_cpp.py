@@ -196,7 +196,7 @@ class LlamaCppEngine:
         elif self._embedder.step(sink):
             return True
         self._report_waiting(sink)
-        if self._answering or self._prefilling:
+        if self._answering or self._prefilling or self._pending:
             return True
         return self._test_a_little()
 

@@ -487,10 +487,11 @@ def main() -> None:
             f"- llama-server: `{_words(theirs)} llama-server {' '.join(flags)}`",
         ]
         report = ["\n".join(lines), figures_table(bench.results)]
+        print("\n\n".join(report), flush=True)
         if not arguments.no_memory:
             report.append("## Memory\n\n" + memory_table(asyncio.run(memory(ours, prompts, model))))
+            print(f"\n{report[-1]}")
     text = "\n\n".join(report)
-    print(text)
     if arguments.write:
         head = "# Benchmarks\n\nWritten by `make bench ARGS=--write`.\n\n"
         DOCUMENT.write_text(f"{head}{text}\n\n## Method\n\n{METHOD}")

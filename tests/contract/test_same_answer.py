@@ -10,6 +10,7 @@ from llmlb.node.engine.kv import Held
 from llmlb.node.engine.llama_cpp import LlamaCppEngine
 from tests.support.engine import Driver, Heard, chat, smollm2_options
 
+pytestmark = pytest.mark.timeout(900)  # thousands of tokens, on machines that can be slow
 LENGTH = 200
 # Greedy answers of SmolLM2 that are long: lists and stories.
 QUESTIONS = [
@@ -80,6 +81,14 @@ def test_an_answer_that_is_resumed_is_the_same(driver: Driver, alone: list[Heard
         assert resumed.usage is not None
         assert answer.usage is not None
         assert resumed.usage.completion_tokens == answer.usage.completion_tokens
+
+
+def test_what_waits_for_a_slot_is_never_forgotten() -> None:
+    engine = LlamaCppEngine(smollm2_options(slots=1, context=256))
+    driver = Driver(engine)
+    heard = driver.run([chat("What is the capital of Japan?", max_tokens=2) for _ in range(5)])
+    assert len({one.text for one in heard}) == 1
+    engine.close()
 
 
 @pytest.mark.parametrize("words", [22, 70, 180])

@@ -8,6 +8,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +80,25 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster, Pro
         yield it, it.start("serve", home="one").wait_ready()
 
 
-def test_a_worker_killed_in_mid_answer_ends_it_with_one_error_and_comes_back(
-    rig: tuple[Cluster, Process],
+def test_one_load_is_shared_by_all_who_wait_for_it(rig: tuple[Cluster, Process]) -> None:
+    process = rig[1]
+    wait_until(lambda: httpx.get(f"{process.node_url}/v1/models").json()["data"], 10, "the models are known")
+    before = process.output().count("model_loading")
+    with ThreadPoolExecutor(5) as pool:
+        answers = list(pool.map(lambda _: ask(process), range(5)))
+    assert [answer.status_code for answer in answers] == [200] * 5
+    assert process.output().count("model_loading") == before + 1
+    assert len(workers(process)) == 1
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_worker_that_dies_in_mid_answer_ends_it_with_one_error_and_comes_back(
+    rig: tuple[Cluster, Process], how: signal.Signals
 ) -> None:
     process = rig[1]
     assert ask(process).status_code == 200
     (pid,) = workers(process)
-    events = stream_until_broken(process, lambda: os.kill(pid, signal.SIGKILL))
+    events = stream_until_broken(process, lambda: os.kill(pid, how))
     assert [event["error"]["code"] for event in events if "error" in event] == ["engine_crashed"]
     assert "error" in events[-1]
     wait_until(lambda: any(row["state"] == "ready" for row in running_models(process)), 15, "it restarts by itself")

@@ -101,7 +101,8 @@ class Driver:
         for _ in range(steps):
             if condition():
                 return
-            self.step()
+            if not self.step() and not condition():
+                raise AssertionError("the engine says that it has nothing to do")  # a worker would sleep now
         raise AssertionError("it did not happen")
 
     def run(self, requests: Iterable[InferRequest]) -> list[Heard]:

@@ -1,0 +1,417 @@
+"""Downloads from a hub that misbehaves: every failure of issue 4, with real processes killed for real."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmlb.bus.errors import Conflict, Forbidden, OutOfDisk, PullFailed
+from llmlb.node.pull import partial as partial_module
+from llmlb.node.pull.download import Downloaded, HubSource, Progress, download
+from llmlb.node.pull.fetch import Limits
+from llmlb.node.pull.hub import Hub
+from llmlb.node.pull.names import Wanted
+from llmlb.node.pull.partial import BLOCK, HEADER_BYTES, Partial
+from llmlb.node.store.bundled import bundled_path
+from llmlb.node.store.gguf import read_gguf
+from tests.support.hub import PIECE, LocalHub
+
+MIB = 1024 * 1024
+REPO, FILE = "own/model", "model-Q4_K_M.gguf"
+WANTED = Wanted("own", "model")
+SIZE = 6 * MIB + 12_345
+DATA = random.Random(4).randbytes(SIZE)
+OID = hashlib.sha256(DATA).hexdigest()
+QUICK = Limits(connections=3, segment_bytes=MIB, stall_s=0.4, connect_s=2, backoff_first_s=0.02, backoff_most_s=0.1)
+
+
+class Site:
+    """A hub with one model, and downloads of it into a folder."""
+
+    def __init__(self, hub: LocalHub, folder: Path) -> None:
+        self.hub, self.folder = hub, folder
+        self.access = Hub(hub.url, timeout_s=2)
+        self.target = folder / "model.gguf"
+        self.notes: list[str] = []
+        self.progress: list[Progress] = []
+
+    @property
+    def part(self) -> Path:
+        return self.folder / "model.gguf.part"
+
+    async def pull(self, oid: str | None = OID, limits: Limits = QUICK, file: str = FILE) -> Downloaded:
+        return await download(
+            HubSource(self.access, WANTED, "main", file),
+            self.target,
+            oid=oid,
+            limits=limits,
+            on_progress=self.progress.append,
+            on_note=self.notes.append,
+        )
+
+    def check(self, content: bytes = DATA) -> None:
+        assert self.target.read_bytes() == content
+        assert [path.name for path in self.folder.iterdir()] == ["model.gguf"]
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    with LocalHub() as hub:
+        hub.add(REPO, {FILE: DATA, "config.json": b'{"a": 1}'})
+        made = Site(hub, tmp_path / "store")
+        yield made
+        made.access.close()
+
+
+async def test_a_file_comes_in_ranges_each_byte_once(site: Site) -> None:
+    done = await site.pull()
+    site.check()
+    assert (done.size, done.oid, done.fetched_bytes) == (SIZE, OID, SIZE)
+    assert site.hub.served() == SIZE
+    assert len(site.hub.requests("cdn")) == 7
+    assert len({seen.range for seen in site.hub.requests("cdn")}) == 7
+    assert site.progress[-1].done_bytes == site.progress[-1].verified_bytes == site.progress[-1].total_bytes == SIZE
+    assert (await site.pull()).fetched_bytes == 0, "what is whole is not fetched again"
+    assert site.hub.served() == SIZE
+
+
+async def test_small_and_empty_files_come_too(site: Site) -> None:
+    blob = site.hub.repos[REPO].commits[site.hub.repos[REPO].head]["config.json"].blob_id
+    done = await site.pull(oid=blob, file="config.json")
+    assert done.oid == blob
+    site.check(b'{"a": 1}')
+    site.hub.add(REPO, {"empty.txt": b"", "empty.bin": b""})
+    for file in ("empty.txt", "empty.bin"):
+        await site.pull(oid=None, file=file)
+        site.check(b"")
+
+
+@pytest.mark.parametrize(
+    ("fault", "times"),
+    [
+        ({"cut_after": 300_000}, 12),
+        ({"cut_after": 0}, 3),
+        ({"stall_after": 200_000}, 3),
+        ({"stall_after": 0}, 1),
+        ({"status": 429, "retry_after": "0"}, 5),
+        ({"status": 500}, 5),
+        ({"status": 502}, 5),
+        ({"status": 503, "retry_after": "0"}, 2),
+        ({"expire": True}, 5),
+        ({"headers": {"Content-Range": "bytes 0-9/10"}}, 1),
+        ({"headers": {"ETag": '"another-edge"'}}, 2),
+    ],
+    ids=str,
+)
+async def test_trouble_that_passes_is_waited_for(site: Site, fault: dict[str, Any], times: int) -> None:
+    site.hub.misbehave(times=times, **fault)
+    await site.pull()
+    site.check()
+    assert not site.notes
+    assert site.hub.served() <= SIZE + 2 * MIB
+
+
+async def test_the_reason_of_a_wait_is_in_the_progress(site: Site) -> None:
+    site.hub.misbehave(times=1, status=503, retry_after="1")
+    await site.pull(limits=Limits(connections=1, backoff_first_s=0.02))
+    site.check()
+    assert any("503" in (each.trouble or "") for each in site.progress)
+    assert site.progress[-1].trouble is None
+
+
+async def test_retry_after_is_honoured(site: Site) -> None:
+    site.hub.misbehave(status=429, retry_after="1")
+    await site.pull(limits=Limits(connections=1, segment_bytes=64 * MIB, backoff_first_s=0.02))
+    first, second = site.hub.requests("cdn")[:2]
+    assert second.at - first.at >= 1
+    site.check()
+
+
+async def test_trouble_of_the_hub_itself_is_waited_for(site: Site) -> None:
+    site.hub.misbehave(where="resolve", status=500, times=2)
+    site.hub.misbehave(where="resolve", status=429, retry_after="0")
+    await site.pull()
+    site.check()
+
+
+async def test_an_address_that_expires_on_the_way_is_renewed(site: Site) -> None:
+    site.hub.budget = 2 * MIB
+    task = asyncio.ensure_future(site.pull())
+    await asyncio.to_thread(site.hub.wait_served, 2 * MIB)
+    site.hub.expire_links()
+    site.hub.release()
+    await task
+    site.check()
+    assert len(site.hub.requests("resolve")) == 2, "asked once for all connections"
+    assert site.hub.served() == SIZE
+
+
+async def test_a_storage_that_refuses_for_good_ends_the_download(site: Site) -> None:
+    site.hub.misbehave(times=1000, expire=True)
+    with pytest.raises(Forbidden, match="refuses"):
+        await site.pull()
+    assert site.part.exists()
+
+
+async def test_a_server_without_ranges_is_read_in_one_go(site: Site) -> None:
+    site.hub.misbehave(times=1000, ignore_range=True)
+    await site.pull()
+    site.check()
+    assert site.hub.served() == SIZE
+    assert len(site.hub.requests("cdn")) == 1
+
+
+async def test_a_server_that_forgets_ranges_on_the_way_is_read_on(site: Site) -> None:
+    site.hub.misbehave(times=2)
+    site.hub.misbehave(times=1000, ignore_range=True)
+    await site.pull()
+    site.check()
+    assert site.hub.served() <= 4 * SIZE
+
+
+async def test_a_server_without_ranges_that_cuts_is_read_from_the_beginning_and_kept(site: Site) -> None:
+    site.hub.misbehave(times=4, ignore_range=True, cut_after=3 * MIB)
+    site.hub.misbehave(times=1000, ignore_range=True)
+    await site.pull()
+    site.check()
+
+
+async def test_content_that_changed_on_the_hub_is_fetched_from_the_beginning_and_says_why(site: Site) -> None:
+    site.hub.budget = 3 * MIB
+    task = asyncio.ensure_future(site.pull())
+    await asyncio.to_thread(site.hub.wait_served, 3 * MIB)
+    other = DATA[::-1] + b"more"
+    site.hub.swap(REPO, FILE, other)
+    site.hub.expire_links()
+    site.hub.release()
+    done = await task
+    site.check(other)
+    assert done.oid == hashlib.sha256(other).hexdigest()
+    assert any("changed on the hub" in note for note in site.notes)
+
+
+async def test_a_partial_file_of_older_content_is_not_gone_on_with(site: Site) -> None:
+    await interrupted(site, 2 * MIB)
+    other = bytes(reversed(DATA))
+    site.hub.swap(REPO, FILE, other)
+    site.hub.release()
+    await site.pull(oid=hashlib.sha256(other).hexdigest())
+    site.check(other)
+    assert any("has changed on the hub (ETag" in note for note in site.notes)
+
+
+async def interrupted(site: Site, after: int) -> None:
+    """A download that was cancelled after so many bytes."""
+    site.hub.budget = after
+    task = asyncio.ensure_future(site.pull())
+    await asyncio.to_thread(site.hub.wait_served, after)
+    started = time.monotonic()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert time.monotonic() - started < 2
+
+
+async def test_cancelling_keeps_what_came_and_frees_the_lock(site: Site) -> None:
+    await interrupted(site, 4 * MIB)
+    assert site.part.stat().st_size == SIZE
+    assert not site.target.exists()
+    site.hub.release()
+    before = site.hub.served()
+    done = await site.pull()
+    site.check()
+    assert done.fetched_bytes <= SIZE - 4 * MIB + 3 * (BLOCK + 512 * 1024)
+    assert site.hub.served() - before <= done.fetched_bytes + 3 * PIECE
+    for thread in threading.enumerate():
+        if thread.name.startswith("llmlb-pull"):
+            thread.join(2)
+            assert not thread.is_alive(), thread.name
+
+
+async def test_wrong_bytes_once_are_fetched_once_more(site: Site) -> None:
+    site.hub.misbehave(wrong_bytes=True)
+    await site.pull()
+    site.check()
+    assert site.notes == ["the sha256 of model.gguf is wrong: it is fetched once more"]
+    assert site.hub.served() == 2 * SIZE
+
+
+async def test_wrong_bytes_twice_end_the_download(site: Site) -> None:
+    site.hub.misbehave(wrong_bytes=True, times=1000)
+    with pytest.raises(PullFailed, match=r"sha256 of model\.gguf is wrong twice"):
+        await site.pull()
+    assert not list(site.folder.iterdir())
+    site.hub.behave()
+    await site.pull()
+    site.check()
+
+
+async def test_a_full_disk_ends_the_download_and_keeps_what_came(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, written = os.pwrite, [0]
+
+    def pwrite(fd: int, data: Any, offset: int) -> int:
+        written[0] += len(data)
+        if len(data) > HEADER_BYTES and written[0] > 3 * MIB:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(fd, data, offset)
+
+    monkeypatch.setattr(partial_module.os, "pwrite", pwrite)
+    with pytest.raises(OutOfDisk, match="disk is full"):
+        await site.pull()
+    monkeypatch.undo()
+    done = await site.pull()
+    site.check()
+    assert done.fetched_bytes <= SIZE - 2 * MIB
+
+
+async def test_a_file_that_will_not_fit_is_refused_before_the_first_byte(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = partial_module.shutil.disk_usage(site.folder.parent)
+    monkeypatch.setattr(partial_module.shutil, "disk_usage", lambda _: usage._replace(free=5 * MIB))
+    with pytest.raises(OutOfDisk) as raised:
+        await site.pull()
+    assert str(SIZE) in raised.value.message
+    assert str(5 * MIB) in raised.value.message
+    assert not site.hub.requests("cdn")
+
+
+async def test_two_downloads_never_write_one_file(site: Site) -> None:
+    site.hub.budget = MIB
+    task = asyncio.ensure_future(site.pull())
+    await asyncio.to_thread(site.hub.wait_served, MIB)
+    with pytest.raises(Conflict, match="being downloaded already"):
+        await site.pull()
+    site.hub.release()
+    await task
+    site.check()
+
+
+CHILD = """
+import asyncio, sys
+from pathlib import Path
+from llmlb.node.pull.download import HubSource, download
+from llmlb.node.pull.hub import Hub
+from llmlb.node.pull.names import Wanted
+
+endpoint, target, oid, path = sys.argv[1:]
+source = HubSource(Hub(endpoint), Wanted("own", "model"), "main", path)
+print(asyncio.run(download(source, Path(target), oid=oid)).fetched_bytes, flush=True)
+"""
+
+
+@contextlib.contextmanager
+def child(site: Site, oid: str, file: str) -> Iterator[subprocess.Popen[str]]:
+    """A download in a process of its own, which does not outlive the test."""
+    command = [sys.executable, "-c", CHILD, site.hub.url, str(site.target), oid, file]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def killed(site: Site, oid: str, file: str, after: int) -> None:
+    """A download killed with -9 after so many bytes in all."""
+    with child(site, oid, file) as process:
+        site.hub.wait_served(after)
+        process.kill()
+
+
+def finished(site: Site, oid: str, file: str) -> None:
+    site.hub.release()
+    with child(site, oid, file) as process:
+        out, _ = process.communicate(timeout=30)
+        assert process.returncode == 0, out
+
+
+def test_after_kill_9_the_rest_is_fetched_and_little_of_it_twice(site: Site) -> None:
+    path = bundled_path()
+    assert path is not None, "make setup installs it"
+    large = site.hub.add(REPO, {"SmolLM2-Q4_1.gguf": path})["SmolLM2-Q4_1.gguf"]
+    for after in (30 * MIB, 70 * MIB):
+        site.hub.budget = after - site.hub.served()
+        killed(site, large.sha256, large.path, after)
+    finished(site, large.sha256, large.path)
+    site.check(path.read_bytes())
+    assert read_gguf(site.target).architecture == "llama"
+    assert 0 <= site.hub.served() - large.size <= 2 * 8 * MIB
+
+
+def test_kill_9_in_full_run_costs_at_most_8_mib(site: Site) -> None:
+    """The hub does not hold back, so the kernel's buffers are as full as they get."""
+    data = random.Random(5).randbytes(128 * MIB)
+    large = site.hub.add(REPO, {"large-Q8_0.gguf": data})["large-Q8_0.gguf"]
+    killed(site, large.sha256, large.path, 48 * MIB)
+    finished(site, large.sha256, large.path)
+    site.check(data)
+    assert 0 <= site.hub.served() - large.size <= 8 * MIB
+
+
+async def test_after_a_crash_of_the_machine_only_what_was_synced_counts(site: Site) -> None:
+    await interrupted(site, 4 * MIB)
+    path = site.folder / "model.gguf.part.map"
+    content = bytearray(path.read_bytes())
+    header = json.loads(content[:HEADER_BYTES])
+    content[:HEADER_BYTES] = json.dumps(header | {"boot": "another-start"}).encode().ljust(HEADER_BYTES)
+    synced = [at for at in range(HEADER_BYTES, len(content)) if content[at] == 2]
+    assert len(synced) >= 20, "cancelling syncs"
+    lost = synced[0] - HEADER_BYTES
+    content[synced[0]] = 1
+    path.write_bytes(content)
+    with site.part.open("r+b") as file:
+        file.seek(lost * BLOCK)
+        file.write(bytes(BLOCK))
+    site.hub.release()
+    await site.pull()
+    site.check()
+    assert not site.notes, "the lost block was fetched again, not found wrong"
+
+
+@pytest.mark.parametrize("damage", ["empty map", "garbage map", "no part", "short part", "flipped bytes"])
+async def test_a_damaged_partial_file_does_not_lead_to_a_wrong_one(site: Site, damage: str) -> None:
+    await interrupted(site, 3 * MIB)
+    path = site.folder / "model.gguf.part.map"
+    if damage == "no part":
+        site.part.unlink()
+    elif damage == "short part":
+        os.truncate(site.part, MIB)
+    elif damage == "flipped bytes":
+        with site.part.open("r+b") as file:
+            file.write(b"\xff" * BLOCK)
+    else:
+        path.write_bytes(b"" if damage == "empty map" else os.urandom(9000))
+    site.hub.release()
+    await site.pull()
+    site.check()
+
+
+def test_a_lock_outlives_the_removal_of_its_file(tmp_path: Path) -> None:
+    first, second = Partial(tmp_path / "f"), Partial(tmp_path / "f")
+    first.open()
+    first.resume("e", 0)
+    first.finish()
+    second.open()
+    third = Partial(tmp_path / "f")
+    with pytest.raises(Conflict):
+        third.open()
+    first.close()
+    with pytest.raises(Conflict):
+        third.open()
+    second.close()
+    third.open()
+    third.close()
