@@ -80,6 +80,8 @@ class Job:
     def begin(self, seq: int, reuse: int) -> None:
         """Take a sequence whose cache holds the first ``reuse`` tokens of the prompt."""
         self.seq, self.past, self.offset, self.cached = seq, reuse, reuse, reuse
+        if self.text_only and reuse == len(self.plain):
+            self.part, self.offset = 1, 0
         self.started_at = time.monotonic()
 
     def next_call(self, room: int) -> tuple[ImageChunk | list[int], bool]:

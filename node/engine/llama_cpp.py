@@ -80,6 +80,8 @@ class LlamaCppEngine:
             self.context_length = self._embedder.limit
         self._marks = self._marker_pieces(template.text)
         self._held = [kv.Held() for _ in range(self.slots)]
+        self._after_prompt: list[tuple[int, Logits] | None] = [None] * self.slots
+        """By sequence: the length of the last whole prompt there, and the logits after it."""
         self._used_at = [0.0] * self.slots
         self._free = list(range(self.slots))
         self._pending: deque[Job] = deque()
@@ -188,7 +190,7 @@ class LlamaCppEngine:
     # Work
 
     def step(self, sink: Sink) -> bool:
-        self._admit()
+        self._admit(sink)
         if self._answering:
             self._decode(sink)
         if self._prefilling:
@@ -209,6 +211,7 @@ class LlamaCppEngine:
             return True
         self._self_test = None
         self._held = [kv.Held() for _ in range(self.slots)]
+        self._after_prompt = [None] * self.slots
         self.capabilities = Capabilities(
             chat=self.capabilities.chat,
             vision=self.capabilities.vision,
@@ -218,7 +221,7 @@ class LlamaCppEngine:
         )
         return False
 
-    def _admit(self) -> None:
+    def _admit(self, sink: Sink) -> None:
         while self._pending and self._free:
             job = self._pending.popleft()
             held = list(self._held)
@@ -227,15 +230,32 @@ class LlamaCppEngine:
             if not self.model.removable:
                 held = [kv.Held() for _ in held]
             choice = kv.choose(job.plain, self._free, held, self._used_at)
+            source = choice.sequence if choice.copy_from is None else choice.copy_from
             reuse = choice.reuse if job.plain else 0
+            logits = self._logits_after(job, source, held[source], reuse)
+            if logits is not None:
+                reuse = len(job.plain)
             if choice.copy_from is not None and reuse:
                 self.context.copy(choice.copy_from, choice.sequence)
             if not self.context.forget(choice.sequence, reuse):
                 self.context.forget(choice.sequence)
-                reuse = 0
+                reuse, logits = 0, None
             self._free.remove(choice.sequence)
             job.begin(choice.sequence, reuse)
-            self._prefilling.append(job)
+            self._after_prompt[job.seq] = None if logits is None else (reuse, logits)
+            if logits is None:
+                self._prefilling.append(job)
+            else:
+                self._answering.append(job)
+                self._take_token(job, logits, sink)
+
+    def _logits_after(self, job: Job, source: int, held: kv.Held, reuse: int) -> Logits | None:
+        """What prefill would end with, when this very prompt was the last one in that sequence."""
+        saved = self._after_prompt[source]
+        size = len(job.plain)
+        if saved is None or saved[0] != size or reuse != size - 1 or not job.text_only or job.request.continuation:
+            return None
+        return saved[1] if held.tokens[:size] == job.plain else None
 
     def _report_waiting(self, sink: Sink) -> None:
         now = time.monotonic()
@@ -248,7 +268,7 @@ class LlamaCppEngine:
         for job in jobs:
             seq = job.seq
             self._release(job)
-            self._held[seq] = kv.Held()
+            self._held[seq], self._after_prompt[seq] = kv.Held(), None
             sink.failed(job.handle, EngineCrashed(f"llama.cpp failed to decode (code {code})"))
 
     def _decode(self, sink: Sink) -> None:
@@ -324,7 +344,10 @@ class LlamaCppEngine:
         self._prefilling.remove(job)
         self._answering.append(job)
         job.resume(self.model, self._marks)
-        self._take_token(job, self.context.logits(1)[0], sink)
+        logits = self.context.logits(1)[0]
+        if job.text_only and not job.request.continuation:
+            self._after_prompt[job.seq] = (len(job.plain), logits.copy())
+        self._take_token(job, logits, sink)
 
     def _call(self, job: Job, call: list[int] | ImageChunk, wanted: bool) -> int:
         """One call of prefill; its return code."""
