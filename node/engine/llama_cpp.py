@@ -190,7 +190,8 @@ class LlamaCppEngine:
     # Work
 
     def step(self, sink: Sink) -> bool:
-        self._admit(sink)
+        if self._admit(sink):
+            return True  # a first token goes out before anything else is computed
         if self._answering:
             self._decode(sink)
         if self._prefilling:
@@ -221,7 +222,9 @@ class LlamaCppEngine:
         )
         return False
 
-    def _admit(self, sink: Sink) -> None:
+    def _admit(self, sink: Sink) -> bool:
+        """Give waiting requests free slots. True when one got its first token without computing anything."""
+        said = False
         while self._pending and self._free:
             job = self._pending.popleft()
             held = list(self._held)
@@ -248,6 +251,8 @@ class LlamaCppEngine:
             else:
                 self._answering.append(job)
                 self._take_token(job, logits, sink)
+                said = True
+        return said
 
     def _logits_after(self, job: Job, source: int, held: kv.Held, reuse: int) -> Logits | None:
         """What prefill would end with, when this very prompt was the last one in that sequence."""
