@@ -163,7 +163,7 @@ class VllmEngine:
         except LlmlbError:
             self.close()
             raise
-        except Exception as error:
+        except Exception as error:  # vLLM raises whatever it stumbles over
             log.exception("vllm_load_failed model=%s", options.model)
             self.close()
             raise ModelLoadFailed(
@@ -328,7 +328,7 @@ class VllmEngine:
         except EngineDeadError:
             self._dead = True
             outcome = EngineCrashed("vLLM's engine process died")
-        except Exception as error:
+        except Exception as error:  # the top of a task: the request must end
             if isinstance(error.__cause__, ValueError):
                 outcome = InvalidRequest(f"vLLM does not take this request: {_line(error.__cause__)}")
             else:

@@ -226,7 +226,7 @@ async def respond_stream(
                 raise
             log.warning("stream_failed reason=%s error=%r detail=%s", error.reason, error.message, error.detail)
             await response.send(sse.data(body_of(error)))
-        except Exception as error:
+        except Exception as error:  # the top of a request whose headers are out
             # Sanic would cut the connection, which clients take for a broken network.
             if response is None:
                 raise
