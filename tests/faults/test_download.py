@@ -235,7 +235,8 @@ async def test_cancelling_keeps_what_came_and_frees_the_lock(site: Site) -> None
     done = await site.pull()
     site.check()
     assert done.fetched_bytes <= SIZE - 4 * MIB + 3 * (BLOCK + 512 * 1024)
-    assert site.hub.served() - before <= done.fetched_bytes + 3 * PIECE
+    # The hub counts what it handed to its socket: cut connections had some of it still in their buffers.
+    assert site.hub.served() - before <= done.fetched_bytes + 2 * MIB
     for thread in threading.enumerate():
         if thread.name.startswith("llmlb-pull"):
             thread.join(2)
