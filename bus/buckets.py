@@ -7,9 +7,9 @@ from nats.aio.client import Client
 from nats.js.api import KeyValueConfig
 from nats.js.kv import KeyValue
 
-from llmlb.bus.subjects import BUCKET_NODES, BUCKET_SETTINGS
+from llmlb.bus.subjects import BUCKET_MODELS, BUCKET_NODES, BUCKET_SETTINGS
 
-HISTORY = {BUCKET_NODES: 1, BUCKET_SETTINGS: 1}
+HISTORY = {BUCKET_NODES: 1, BUCKET_MODELS: 1, BUCKET_SETTINGS: 1}
 
 
 async def open_bucket(client: Client, bucket: str, *, replicas: int = 1) -> KeyValue:

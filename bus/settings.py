@@ -101,8 +101,24 @@ def _masked(text: str) -> str:
     return re.sub(r"(^|://|,)[^@/,]*@", r"\1****@", text)
 
 
-def _setting(env: str, default: Any, parse: Callable[[str], Any], help: str, *, shown: str | None = None) -> Any:
-    metadata = {"env": env, "parse": parse, "help": help, "shown": shown}
+def _hub(text: str) -> str:
+    url = urlsplit(text)
+    if url.scheme not in {"http", "https"} or not url.hostname:
+        raise ValueError("not an address like https://huggingface.co")
+    _ = url.port
+    return text.rstrip("/")
+
+
+def _setting(
+    env: str,
+    default: Any,
+    parse: Callable[[str], Any],
+    help: str,
+    *,
+    shown: str | None = None,
+    secret: bool = False,
+) -> Any:
+    metadata = {"env": env, "parse": parse, "help": help, "shown": shown, "secret": secret}
     if callable(default):
         return field(default_factory=default, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -173,6 +189,28 @@ class Settings:
         _image_urls,
         "images behind http URLs in requests: `off`, fetched from `public` addresses, or from `any`",
     )
+    hf_token: str | None = field(
+        default=None,
+        repr=False,
+        metadata={
+            "env": "HF_TOKEN",
+            "parse": str.strip,
+            "help": "token for gated and private models of the hub",
+            "shown": None,
+            "secret": True,
+        },
+    )
+    hf_endpoint: str | None = _setting(
+        "HF_ENDPOINT", None, _hub, "the hub that models are pulled from", shown="https://huggingface.co"
+    )
+    pull_parallel: int = _setting("LLMLB_PULL_PARALLEL", 2, _positive, "models a node pulls at the same time")
+    ollama_models: Path = _setting(
+        "OLLAMA_MODELS",
+        lambda: Path.home() / ".ollama" / "models",
+        lambda text: Path(text).expanduser(),
+        "Ollama's store, read and never written",
+        shown="~/.ollama/models",
+    )
     drain_timeout_s: float = _setting(
         "LLMLB_DRAIN_TIMEOUT",
         20.0,
@@ -227,7 +265,7 @@ class Settings:
         rows = []
         for item in fields(self):
             value = getattr(self, item.name)
-            shown = "" if value is None else _masked(str(value))
+            shown = "" if value is None else "****" if item.metadata["secret"] else _masked(str(value))
             rows.append((item.name, item.metadata["env"], shown, item.metadata["help"]))
         return rows
 

@@ -31,6 +31,29 @@ STREAMS: dict[str, StreamConfig] = {
         max_bytes=2 * 1024 * 1024 * 1024,
         allow_direct=True,
     ),
+    subjects.STREAM_PULLS: StreamConfig(
+        name=subjects.STREAM_PULLS,
+        subjects=[subjects.all_pulls()],
+        # A task stays until its node acks it, however long the node is away.
+        retention=RetentionPolicy.WORK_QUEUE,
+        storage=StorageType.FILE,
+        discard=DiscardPolicy.NEW,
+        max_msgs=100_000,
+        max_bytes=256 * 1024 * 1024,
+        duplicate_window=1.0,
+        allow_direct=True,
+    ),
+    subjects.STREAM_PROGRESS: StreamConfig(
+        name=subjects.STREAM_PROGRESS,
+        subjects=[subjects.all_progress()],
+        retention=RetentionPolicy.LIMITS,
+        storage=StorageType.FILE,
+        discard=DiscardPolicy.OLD,
+        max_msgs_per_subject=1,
+        max_age=7 * DAY_S,
+        max_bytes=256 * 1024 * 1024,
+        allow_direct=True,
+    ),
 }
 
 

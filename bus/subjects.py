@@ -13,14 +13,17 @@ ROOT = f"llmlb.{VERSION}"
 
 STREAM_EVENTS = "LLMLB_EVENTS"
 STREAM_REQUESTS = "LLMLB_REQUESTS"
+STREAM_PULLS = "LLMLB_PULLS"
+STREAM_PROGRESS = "LLMLB_PROGRESS"
 
 BUCKET_NODES = "llmlb-nodes"
+BUCKET_MODELS = "llmlb-models"
 BUCKET_SETTINGS = "llmlb-settings"
 
 QUEUE_ROUTER = "llmlb-router"
 """Queue group of the routers: one of them answers each ``router.rpc`` request."""
 
-NODE_OPS = ("list", "show", "ps", "stop")
+NODE_OPS = ("list", "show", "ps", "stop", "remove", "pull", "tasks", "cancel_task")
 ROUTER_OPS = ("nodes", "models", "status", "approve")
 EVENT_TOPICS = ("node",)
 
@@ -88,6 +91,38 @@ def request_record(node_id: str) -> str:
 
 def all_request_records() -> str:
     return f"{ROOT}.request.*"
+
+
+def pull(node_id: str) -> str:
+    """The work queue of one node's pulls."""
+    return f"{ROOT}.pull.{_node(node_id)}"
+
+
+def all_pulls() -> str:
+    return f"{ROOT}.pull.*"
+
+
+def pull_consumer(node_id: str) -> str:
+    """The durable consumer of one node on LLMLB_PULLS."""
+    return f"pull-{_node(node_id)}"
+
+
+def progress(node_id: str, task_id: str) -> str:
+    return f"{ROOT}.progress.{_node(node_id)}.{_token(task_id)}"
+
+
+def node_progress(node_id: str) -> str:
+    """The progress of every task of one node."""
+    return f"{ROOT}.progress.{_node(node_id)}.*"
+
+
+def all_progress() -> str:
+    return f"{ROOT}.progress.*.*"
+
+
+def model_key(name: str) -> str:
+    """The key of a model in the bucket llmlb-models. ``:`` is no character of a key, ``=`` none of a model's name."""
+    return name.replace(":", "=")
 
 
 def reply(gateway_id: str, stream: str) -> str:

@@ -61,6 +61,36 @@ class ModelDetails(Message):
     problem: str | None = Field(default=None, description="why it can't be loaded at the moment")
 
 
+class RemoveModel(Message):
+    """Anybody → a node: unload this model and delete its files. Running requests finish first."""
+
+    type: Literal["llmlb.models.remove.v1"] = "llmlb.models.remove.v1"
+    model: str = Field(description="name or alias")
+
+
+class ModelRemoved(Message):
+    """Node → caller: its files are gone."""
+
+    type: Literal["llmlb.models.removed.v1"] = "llmlb.models.removed.v1"
+    model: str = Field(description="its name")
+    freed_bytes: int = Field(ge=0, description="bytes that are free again")
+
+
+class RegisteredModel(Message):
+    """Router → bucket llmlb-models, key = ``subjects.model_key(name)``: this model shall be on nodes.
+
+    The desired state: an approved node that it is meant for pulls it, and removes it when the key is deleted, unless
+    its own user pulled it too.
+    """
+
+    type: Literal["llmlb.models.registered.v1"] = "llmlb.models.registered.v1"
+    name: str = Field(description="owner/model or owner/model:QUANT, as for a pull")
+    file: str | None = Field(default=None, description="a file of the repo, when one was chosen")
+    nodes: tuple[str, ...] | None = Field(default=None, description="ids of the nodes it is meant for; None: every one")
+    registered_at: float = Field(description="Unix seconds")
+    registered_by: str | None = Field(default=None, description="who")
+
+
 class ListRunning(Message):
     """Anybody → a node: which models are loaded?"""
 

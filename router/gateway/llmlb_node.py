@@ -10,18 +10,30 @@ from pydantic import BaseModel, ConfigDict, Field, StrictStr
 from sanic import Blueprint, Request
 from sanic.response import HTTPResponse, raw
 
+from llmlb.bus.errors import InvalidRequest
 from llmlb.router.gateway.llmlb_router import message
 from llmlb.router.gateway.openai_schema import MAX_MODEL_NAME, parse
 
 routes = Blueprint("llmlb_node", url_prefix="/v0")
 
+MAX_ADDRESS = 1024
+"""Characters of what is pulled: an address holds more than a name."""
 
-class StopBody(BaseModel):
+
+class ModelBody(BaseModel):
     """POST /v0/models/stop."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: StrictStr = Field(min_length=1, max_length=MAX_MODEL_NAME)
+
+
+class PullBody(BaseModel):
+    """POST /v0/models/pull."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: StrictStr = Field(min_length=1, max_length=MAX_ADDRESS)
 
 
 def _ops(request: Request) -> Any:
@@ -35,7 +47,36 @@ async def list_models(request: Request) -> HTTPResponse:
 
 @routes.post("/models/stop")
 async def stop(request: Request) -> HTTPResponse:
-    return message(await _ops(request).stop(parse(StopBody, request.body).model))
+    return message(await _ops(request).stop(parse(ModelBody, request.body).model))
+
+
+@routes.post("/models/pull")
+async def pull(request: Request) -> HTTPResponse:
+    return message(await _ops(request).pull(parse(PullBody, request.body).model), status=202)
+
+
+@routes.delete("/models/<model:path>")
+async def remove(request: Request, model: str) -> HTTPResponse:
+    return message(await _ops(request).remove(unquote(model)))
+
+
+@routes.get("/tasks")
+async def tasks(request: Request) -> HTTPResponse:
+    return message(await _ops(request).tasks())
+
+
+@routes.get("/tasks/<task:path>")
+async def task(request: Request, task: str) -> HTTPResponse:
+    return message((await _ops(request).tasks(unquote(task))).tasks[0])
+
+
+@routes.delete("/tasks/<task:path>")
+async def cancel_task(request: Request, task: str) -> HTTPResponse:
+    """By id, or by the model's name as it was pulled."""
+    purge = request.args.get("purge", "0")
+    if purge not in ("0", "1", "false", "true"):
+        raise InvalidRequest("purge is 0 or 1", param="purge")
+    return message(await _ops(request).cancel_task(unquote(task), purge=purge in ("1", "true")))
 
 
 @routes.get("/models/<model:path>")

@@ -13,9 +13,9 @@ from llmlb.bus.messages.base import Message
 routes = Blueprint("llmlb_router", url_prefix="/v0")
 
 
-def message(body: Message) -> HTTPResponse:
+def message(body: Message, *, status: int = 200) -> HTTPResponse:
     """A message of the bus as HTTP answer: the same fields."""
-    return raw(encode(body), content_type="application/json")
+    return raw(encode(body), status=status, content_type="application/json")
 
 
 def _ops(request: Request) -> Any:

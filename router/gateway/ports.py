@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from llmlb.bus.messages.infer import Delta, Embedded, End, InferRequest, Progress
-from llmlb.bus.messages.models import ModelDetails, ModelList, ModelStopped, RunningList
+from llmlb.bus.messages.models import ModelDetails, ModelList, ModelRemoved, ModelStopped, RunningList
+from llmlb.bus.messages.pulls import PullStarted, TaskCancelled, TaskList
 from llmlb.bus.messages.router import ClusterModel, ClusterModelList, ClusterStatus, NodeApproved, NodeList
 from llmlb.bus.settings import Settings
 
@@ -46,6 +47,14 @@ class NodeOps(Protocol):
     async def ps(self) -> RunningList: ...
 
     async def stop(self, model: str) -> ModelStopped: ...
+
+    async def remove(self, model: str) -> ModelRemoved: ...
+
+    async def pull(self, model: str) -> PullStarted: ...
+
+    async def tasks(self, task_id: str | None = None) -> TaskList: ...
+
+    async def cancel_task(self, task: str, *, purge: bool) -> TaskCancelled: ...
 
 
 class Readiness(Protocol):
