@@ -28,7 +28,7 @@ from llmlb.node.pull.names import Wanted
 from llmlb.node.pull.partial import BLOCK, HEADER_BYTES, Partial
 from llmlb.node.store.bundled import bundled_path
 from llmlb.node.store.gguf import read_gguf
-from tests.support.hub import PIECE, LocalHub
+from tests.support.hub import LocalHub
 
 MIB = 1024 * 1024
 REPO, FILE = "own/model", "model-Q4_K_M.gguf"
