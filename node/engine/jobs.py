@@ -44,6 +44,9 @@ class Job:
     """Tokens of the answer, those of the continuation included."""
     thought: int = 0
     next_token: int = -1
+    kept: Piece = field(default_factory=Piece)
+    """Text that waits to be sent together with what comes next."""
+    packed_at: float = 0.0
     unsent: list[int] = field(default_factory=list)
     unsent_logprobs: list[TokenLogprob] = field(default_factory=list)
     guesser: kv.Guesser | None = None
@@ -94,8 +97,8 @@ class Job:
         if not isinstance(part, list):
             return part, last_part
         large = kv.large_part(len(part))
-        if self.offset < large:
-            stop = min(self.offset + max(kv.BLOCK, room // kv.BLOCK * kv.BLOCK), large)
+        if large:
+            stop = self.offset + kv.large_call(large - self.offset, room)
         else:
             stop = min(self.offset + kv.SMALL, len(part))
         return part[self.offset : stop], last_part and stop == len(part)
@@ -166,13 +169,19 @@ class Job:
             self.guesser = kv.Guesser([*self.plain, *self.request.continuation, *self._answer])
         return self.guesser.guess()
 
-    def pack(self, piece: Piece) -> Piece | None:
-        """The piece with the tokens that were held back, or None when there is nothing to send yet.
+    def pack(self, piece: Piece, every_s: float = 0.0) -> Piece | None:
+        """The piece with what was held back, or None when nothing is to be sent yet: at most once in ``every_s``.
 
         Tokens whose text is still held back are held back too: a continuation elsewhere begins with them.
         """
-        if not (piece.text or piece.reasoning or piece.tool_calls):
+        held = self.kept
+        held.text += piece.text
+        held.reasoning += piece.reasoning
+        held.tool_calls += piece.tool_calls
+        now = time.monotonic()
+        if not (held.text or held.reasoning or held.tool_calls) or now - self.packed_at < every_s:
             return None
+        piece, self.kept, self.packed_at = held, Piece(), now
         piece.token_ids = tuple(self.unsent)
         piece.logprobs = tuple(self.unsent_logprobs)
         self.unsent.clear()

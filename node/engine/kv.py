@@ -4,8 +4,9 @@ Why the cuts are where they are (llama.cpp on the CPU, ``ggml/src/ggml-cpu/ops.c
 to the last bit): attention over 64 rows and more takes a tiled kernel, fewer rows another one, and a single row that
 looks back on 512 cells or more a third. Each position must therefore always be computed by the same of them:
 
-- whole blocks of 64 positions, counted from the start of a text, in *large* calls: any number of blocks a call;
-- what is left of a prompt, at least its last token, and everything after it, in *small* calls of 1 to 48 rows;
+- a prompt of 64 tokens and more in *large* calls, of 64 rows at least; where they begin and how long they are does not
+  matter, so what a cache holds is used up to 64 tokens before the prompt's end;
+- a shorter prompt, and everything after a prompt, in *small* calls of 1 to 48 rows;
 - never a single row where the third kernel would take it: a second row goes along, whose result is thrown away
   or, when it was guessed right, used (see :class:`Guesser`).
 
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 BLOCK = 64
-"""Positions of a block. Source: ``GGML_FA_TILE_Q`` in ggml-cpu."""
+"""Rows of a large call at least. Source: ``GGML_FA_TILE_Q`` in ggml-cpu."""
 SMALL = 48
 """Rows of a small call at most: below BLOCK, and the largest that was measured."""
 LONE_MAX = 256
@@ -26,8 +27,19 @@ LONE_MAX = 256
 
 
 def large_part(tokens: int) -> int:
-    """How many positions of a prompt of this many tokens are computed in large calls."""
-    return max(0, tokens - 1) // BLOCK * BLOCK
+    """How many positions of a prompt of this many tokens are computed in large calls: all, or none."""
+    return tokens if tokens >= BLOCK else 0
+
+
+def large_call(left: int, room: int) -> int:
+    """Rows of the next large call when so many are left, at least BLOCK: ``room`` at most, or less than 2 BLOCK.
+
+    No rest is left that is too short for a large call.
+    """
+    size = min(left, max(room, BLOCK))
+    if 0 < left - size < BLOCK:
+        return left if left < 2 * BLOCK else left - BLOCK
+    return size
 
 
 @dataclass(slots=True)
@@ -59,14 +71,12 @@ def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
 def reusable(held: Held, prompt: Sequence[int]) -> int:
     """How many positions of ``prompt`` need no prefill, because the cache holds what prefill would compute.
 
-    At most all but the last one, whose logits are needed; 0 for an empty prompt.
+    At most all but the last one, or a large call, whose logits are needed; 0 for an empty prompt.
     """
     same = max(0, min(common_prefix(held.tokens, prompt), len(prompt) - 1))
-    need = large_part(len(prompt))
-    have = min(same, held.large)
-    if have < need:
-        return have // BLOCK * BLOCK
-    return need if held.large > need else same
+    if large_part(len(prompt)):
+        return max(0, min(same, held.large, len(prompt) - BLOCK))
+    return 0 if held.large else same
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,9 @@ import numpy as np
 from llmlb.node.engine import kv
 from llmlb.node.engine.llama_library import Context, Logits, Model
 
-TOKENS = 5 * kv.BLOCK + 11
-"""Long enough that a single row would take the third kernel."""
+TAIL = 11
+TOKENS = 5 * kv.BLOCK + 21 + TAIL
+"""Long enough that a single row would take the third kernel, and no whole number of blocks."""
 
 
 class SelfTest:
@@ -38,11 +39,11 @@ class SelfTest:
         return None
 
     def _prefill(self, seq: int, tokens: list[int], room: int, small: int) -> Generator[None, None, Logits | None]:
-        """Prefill as the engine does it; the last row's logits."""
-        large = kv.large_part(len(tokens))
+        """Prefill as the engine does it, with a tail as of a continuation; the last row's logits."""
+        large = len(tokens) - TAIL
         at = 0
         while at < len(tokens):
-            stop = min(at + room, large) if at < large else min(at + small, len(tokens))
+            stop = at + kv.large_call(large - at, room) if at < large else min(at + small, len(tokens))
             if self._context.decode_run(tokens[at:stop], at, seq, wanted=stop == len(tokens)) != 0:
                 return None
             at = stop
@@ -51,7 +52,7 @@ class SelfTest:
 
     def _run(self) -> Generator[None, None, bool]:
         size = min(TOKENS, self._context.tokens - 4)
-        if size < 2 * kv.BLOCK or not self._model.removable:
+        if size < 3 * kv.BLOCK + TAIL or not self._model.removable:
             return False
         tokens = [int(n) for n in np.random.default_rng(0).integers(0, self._model.vocabulary, size)]
         one = yield from self._prefill(0, tokens, kv.BLOCK, kv.SMALL)
@@ -74,7 +75,7 @@ class SelfTest:
         yield
         if self._slots < 2:
             return True
-        other = yield from self._prefill(1, tokens, 2 * kv.BLOCK, 4)
+        other = yield from self._prefill(1, tokens, 2 * kv.BLOCK + 7, 4)
         if other is None or not np.array_equal(one, other):
             return False
         # Beside a neighbour.

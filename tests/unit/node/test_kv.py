@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from llmlb.node.engine.kv import (
     BLOCK,
     COPY_MIN,
-    SMALL,
     Guesser,
     Held,
     choose,
     common_prefix,
+    large_call,
     large_part,
     reusable,
     runs,
@@ -50,7 +50,7 @@ class Cache:
         cells = self.cells[choice.sequence] = self.cells[choice.sequence][: choice.reuse]
         assert len(cells) == choice.reuse
         large = large_part(len(prompt))
-        assert choice.reuse % BLOCK == 0 or choice.reuse >= large, "large calls are whole blocks"
+        assert not large or choice.reuse <= large - BLOCK, "a large call has so many rows at least"
         cells += cold(prompt)[choice.reuse :]
         assert cells == cold(prompt), "as if nothing had been reused"
         cells += [(token, "small") for token in answer]
@@ -84,18 +84,27 @@ def test_a_conversation_that_goes_on_needs_only_what_is_new() -> None:
     prompt, answer = list(range(300)), list(range(300, 340))
     assert cache.run(prompt, answer, [0, 1]) == 0
     turn = [*prompt, *answer, *range(400, 500)]
-    assert cache.run(turn, [], [0, 1]) == large_part(300), "the answer was computed small; blocks of it are large now"
-    assert cache.run(turn, [], [0, 1]) == len(turn) - 1, "all but the last"
+    assert cache.run(turn, [], [0, 1]) == 300, "the answer was computed small, and is large now"
+    assert cache.run(turn, [], [0, 1]) == len(turn) - BLOCK, "all but one large call"
 
 
-def test_a_prompt_that_ends_within_a_cached_block_is_computed_small_there() -> None:
+def test_a_large_call_is_left_of_a_prompt_that_is_cached() -> None:
     held = Held(list(range(256)), large=192)
-    assert reusable(held, list(range(150))) == 128
-    assert reusable(held, list(range(129))) == 128
-    assert reusable(held, list(range(128))) == 64
-    assert reusable(held, list(range(200))) == 199
-    assert reusable(held, [*range(195), 9, 9]) == 195
-    assert reusable(held, [*range(100), *[9] * 100]) == 64
+    assert reusable(held, list(range(150))) == 150 - BLOCK
+    assert reusable(held, list(range(BLOCK))) == 0
+    assert reusable(held, list(range(300))) == 192
+    assert reusable(held, [*range(100), *[9] * 20]) == 120 - BLOCK
+    assert reusable(held, [*range(100), *[9] * 100]) == 100
+    assert reusable(held, list(range(40))) == 0, "computed large, and wanted small"
+    assert reusable(Held(list(range(60))), list(range(40))) == 39
+
+
+@given(st.integers(BLOCK, 3000), st.integers(0, 512))
+def test_large_calls_are_never_too_short_nor_too_long(left: int, room: int) -> None:
+    while left:
+        size = large_call(left, room)
+        assert BLOCK <= size <= max(room, 2 * BLOCK - 1)
+        left -= size
 
 
 def test_nothing_is_reusable_of_or_for_nothing() -> None:
@@ -133,14 +142,6 @@ def test_common_prefix_is_the_longest(one: list[int], other: list[int]) -> None:
         (at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
     )
     assert common_prefix(one, other) == expected
-
-
-@given(st.integers(0, 2000))
-def test_a_prompt_ends_with_a_small_call(tokens: int) -> None:
-    large = large_part(tokens)
-    assert large % BLOCK == 0
-    assert tokens == 0 or 1 <= tokens - large <= BLOCK
-    assert SMALL < BLOCK
 
 
 @given(st.lists(st.integers(0, 3), max_size=20), st.lists(st.integers(0, 3), max_size=20))
