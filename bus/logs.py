@@ -35,7 +35,8 @@ def configure(*, debug: bool) -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
     logging.getLogger("llmlb").setLevel(logging.DEBUG if debug else logging.INFO)
-    for chatty in ("nats", "faststream", "asyncio"):
+    # httpx and httpx2 (huggingface_hub's) write every address, and the signed ones of a hub are secrets.
+    for chatty in ("nats", "faststream", "asyncio", "httpx", "httpx2", "httpcore"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     # Sanic warns at each start that it is not in its debug mode.
     for name in ("sanic", "sanic.root", "sanic.error", "sanic.access", "sanic.server"):

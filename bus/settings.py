@@ -6,6 +6,7 @@ dataclasses, not pydantic: the command line loads this at start-up.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from llmlb.bus import labels
 from llmlb.bus.errors import ConfigError
 
 ROUTER_PORT = 32768
@@ -73,10 +75,35 @@ def _auth(text: str) -> str:
     return text
 
 
+def _networks(text: str) -> str:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    for part in parts:
+        ipaddress.ip_network(part, strict=False)
+    return ",".join(parts)
+
+
+def _api_key(text: str) -> str:
+    key = text.strip()
+    if not re.fullmatch(r"[!-~]{1,512}", key):
+        raise ValueError("not an API key: llmlb router key create makes one")
+    return key
+
+
 def _image_urls(text: str) -> str:
     if text not in {"off", "public", "any"}:
         raise ValueError("use off, public or any")
     return text
+
+
+def _labels(text: str) -> str:
+    return ",".join(labels.checked(text.split(",")))
+
+
+def _join_token(text: str) -> str:
+    token = text.strip()
+    if not re.fullmatch(r"[A-Za-z0-9_-]{16,256}", token):
+        raise ValueError("not a join token: llmlb router join-token makes one")
+    return token
 
 
 def _bus_url(text: str) -> str:
@@ -107,6 +134,14 @@ def _hub(text: str) -> str:
         raise ValueError("not an address like https://huggingface.co")
     _ = url.port
     return text.rstrip("/")
+
+
+def _hub_token(text: str) -> str:
+    token = text.strip()
+    if not re.fullmatch(r"[\x21-\x7e]+", token):
+        # It would not go into a header, and the error of who tries shows it.
+        raise ValueError("not a token: it has spaces, line ends or other characters that no token has")
+    return token
 
 
 def _setting(
@@ -149,10 +184,28 @@ class Settings:
     )
     router_port: int = _setting("LLMLB_ROUTER_PORT", ROUTER_PORT, parse_port, "port of the router's gateway")
     router_bind: str = _setting("LLMLB_ROUTER_BIND_ADDRESS", "0.0.0.0", str, "bind address of the router's gateway")
+    router_workers: int = _setting("LLMLB_ROUTER_WORKERS", 1, _positive, "gateway processes of a router, on one port")
     node_port: int = _setting("XLLM_PORT", NODE_PORT, parse_port, "port of the node's gateway")
     node_bind: str = _setting("XLLM_BIND_ADDRESS", "0.0.0.0", str, "bind address of the node's gateway")
     auth: str = _setting(
         "LLMLB_AUTH", "on", _auth, "`off` serves every peer without credentials: for trusted networks only"
+    )
+    trusted_proxies: str = _setting(
+        "LLMLB_TRUSTED_PROXIES",
+        "",
+        _networks,
+        "networks of reverse proxies whose `X-Forwarded-For` is believed, such as `10.0.0.5/32,fd00::/8`",
+    )
+    api_key: str | None = field(
+        default=None,
+        repr=False,
+        metadata={
+            "env": "LLMLB_API_KEY",
+            "parse": _api_key,
+            "help": "key the command line shows to the gateway; from `llmlb router key create`",
+            "shown": None,
+            "secret": True,
+        },
     )
     debug: bool = _setting("LLMLB_DEBUG", False, parse_bool, "debug logs, and tracebacks in the command line")
     keep_alive_s: float = _setting(
@@ -180,6 +233,10 @@ class Settings:
     stall_timeout_s: float = _setting(
         "LLMLB_STALL_TIMEOUT", 30.0, parse_duration, "silence after which a running request counts as failed"
     )
+    queue_max: int = _setting("LLMLB_QUEUE_MAX", 100, _positive, "requests that may wait for a slot in one gateway")
+    queue_timeout_s: float = _setting(
+        "LLMLB_QUEUE_TIMEOUT", 60.0, parse_duration, "how long a request may wait for a slot"
+    )
     max_body_bytes: int = _setting(
         "LLMLB_MAX_BODY_BYTES", 7 * 1024 * 1024, parse_size, "largest HTTP request body", shown="7MiB"
     )
@@ -194,7 +251,7 @@ class Settings:
         repr=False,
         metadata={
             "env": "HF_TOKEN",
-            "parse": str.strip,
+            "parse": _hub_token,
             "help": "token for gated and private models of the hub",
             "shown": None,
             "secret": True,
@@ -210,6 +267,20 @@ class Settings:
         lambda text: Path(text).expanduser(),
         "Ollama's store, read and never written",
         shown="~/.ollama/models",
+    )
+    node_labels: str = _setting(
+        "LLMLB_NODE_LABELS", "", _labels, "labels of the node, comma-separated, such as `gpu,zone=b`"
+    )
+    join_token: str | None = field(
+        default=None,
+        repr=False,
+        metadata={
+            "env": "LLMLB_JOIN_TOKEN",
+            "parse": _join_token,
+            "help": "lets a node of another machine in without an admin; from `llmlb router join-token`",
+            "shown": None,
+            "secret": True,
+        },
     )
     drain_timeout_s: float = _setting(
         "LLMLB_DRAIN_TIMEOUT",
@@ -234,7 +305,8 @@ class Settings:
             try:
                 values[item.name] = item.metadata["parse"](text)
             except ValueError as error:
-                raise ConfigError(f"{env}={text!r} is wrong: {error}") from error
+                shown = "****" if item.metadata["secret"] else repr(text)
+                raise ConfigError(f"{env}={shown} is wrong: {error}") from error
         values.update({name: value for name, value in overrides.items() if value is not None})
         return cls(**values)
 

@@ -57,14 +57,34 @@ STREAMS: dict[str, StreamConfig] = {
 }
 
 
+RESPONSES = StreamConfig(
+    name=subjects.STREAM_RESPONSES,
+    subjects=[subjects.all_responses()],
+    retention=RetentionPolicy.LIMITS,
+    storage=StorageType.FILE,
+    # The oldest go when it is full: a bucket would refuse the newest.
+    discard=DiscardPolicy.OLD,
+    max_msgs_per_subject=1,
+    max_age=30 * DAY_S,
+    max_bytes=1024 * 1024 * 1024,
+    allow_direct=True,
+)
+"""Made by the first gateway that stores an answer, and not with the others: the server sets its space aside."""
+
+
 async def ensure_streams(client: Client, *, replicas: int = 1) -> None:
     """Make the streams that are missing. One that exists is left as its operator set it. Raises nats.errors.Error."""
-    js = client.jetstream()
-    for name, config in STREAMS.items():
+    for config in STREAMS.values():
+        await ensure_stream(client, config, replicas=replicas)
+
+
+async def ensure_stream(client: Client, config: StreamConfig, *, replicas: int = 1) -> None:
+    """As :func:`ensure_streams`, for one of them."""
+    js, name = client.jetstream(), config.name or ""
+    try:
+        await js.stream_info(name)
+    except nats.js.errors.NotFoundError:
         try:
-            await js.stream_info(name)
-        except nats.js.errors.NotFoundError:
-            try:
-                await js.add_stream(config.evolve(num_replicas=replicas))
-            except nats.js.errors.BadRequestError:
-                await js.stream_info(name)  # made by somebody else meanwhile; any other cause shows again here
+            await js.add_stream(config.evolve(num_replicas=replicas))
+        except nats.js.errors.BadRequestError:
+            await js.stream_info(name)  # made by somebody else meanwhile; any other cause shows again here

@@ -15,16 +15,18 @@ STREAM_EVENTS = "LLMLB_EVENTS"
 STREAM_REQUESTS = "LLMLB_REQUESTS"
 STREAM_PULLS = "LLMLB_PULLS"
 STREAM_PROGRESS = "LLMLB_PROGRESS"
+STREAM_RESPONSES = "LLMLB_RESPONSES"
 
 BUCKET_NODES = "llmlb-nodes"
 BUCKET_MODELS = "llmlb-models"
 BUCKET_SETTINGS = "llmlb-settings"
+BUCKET_IDENTITY = "llmlb-identity"
 
 QUEUE_ROUTER = "llmlb-router"
 """Queue group of the routers: one of them answers each ``router.rpc`` request."""
 
 NODE_OPS = ("list", "show", "ps", "stop", "remove", "pull", "tasks", "cancel_task")
-ROUTER_OPS = ("nodes", "models", "status", "approve")
+ROUTER_OPS = ("nodes", "models", "status", "approve", "change_node", "remove_node", "make_join_token")
 EVENT_TOPICS = ("node",)
 
 _NODE_ID = re.compile(r"[0-9a-f]{32}")
@@ -57,6 +59,11 @@ def all_heartbeats() -> str:
 
 def infer(node_id: str) -> str:
     return f"{ROOT}.node.{_node(node_id)}.infer"
+
+
+def identify(node_id: str) -> str:
+    """Whoever has this id answers here."""
+    return f"{ROOT}.node.{_node(node_id)}.identify"
 
 
 def cancel(node_id: str) -> str:
@@ -123,6 +130,44 @@ def all_progress() -> str:
 def model_key(name: str) -> str:
     """The key of a model in the bucket llmlb-models. ``:`` is no character of a key, ``=`` none of a model's name."""
     return name.replace(":", "=")
+
+
+def model_name(key: str) -> str:
+    """The model of a key of that bucket."""
+    return key.replace("=", ":")
+
+
+JOIN_TOKENS = "join.*"
+"""The keys of the join tokens in the bucket llmlb-settings."""
+
+
+def join_token_key(token_id: str) -> str:
+    return f"join.{_token(token_id)}"
+
+
+PEOPLE_KEY = "people"
+"""The key of the users and invitations in the bucket llmlb-identity."""
+SECRET_KEY = "secret"
+"""The key of what sessions are signed with, in the same bucket."""
+
+
+def api_key_key(key_id: str) -> str:
+    """The key of an API key's record in the bucket llmlb-identity."""
+    return f"key.{_token(key_id)}"
+
+
+def sessions_key(user_id: str) -> str:
+    """The key of a user's sessions in the bucket llmlb-identity."""
+    return f"sessions.{_token(user_id)}"
+
+
+def response(response_id: str) -> str:
+    """The stored answer of this id. Raises ValueError when it can't be one."""
+    return f"{ROOT}.response.{_token(response_id)}"
+
+
+def all_responses() -> str:
+    return f"{ROOT}.response.*"
 
 
 def reply(gateway_id: str, stream: str) -> str:

@@ -7,7 +7,11 @@ import logging
 from collections.abc import Coroutine
 from typing import Any
 
+from llmlb.bus.errors import ConfigError
+
 log = logging.getLogger("llmlb.bus.tasks")
+
+CANCEL_AGAIN_S = 10.0
 
 
 class Background:
@@ -34,13 +38,19 @@ class Background:
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("background_task_failed task=%s", task.get_name(), exc_info=error)
+            # What a person has to mend needs no traceback.
+            trace = None if isinstance(error, ConfigError) else error
+            log.error("background_task_failed task=%s error=%s", task.get_name(), error, exc_info=trace)
 
     async def close(self) -> None:
-        """Cancel what runs and wait until it has ended. May be called twice."""
+        """Cancel what runs and wait until it has ended. May be called twice.
+
+        A cancel can get lost: ``asyncio.wait_for`` of Python 3.11 swallows one that comes together with the result
+        (gh-86296), and nats-py uses it. So it is repeated for a task that has not ended after 10 s.
+        """
         self._closed = True
-        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        tasks = {task for task in self._tasks if task is not asyncio.current_task()}
+        while tasks:
+            for task in tasks:
+                task.cancel()
+            _, tasks = await asyncio.wait(tasks, timeout=CANCEL_AGAIN_S)

@@ -1,22 +1,18 @@
-"""HTTP to a gateway, for commands: JSON in, JSON out, errors as :mod:`llmlb.bus.errors`."""
+"""A gateway, for commands: JSON in, JSON out, errors as :mod:`llmlb.bus.errors`."""
 
 from __future__ import annotations
 
 import contextlib
-import re
+import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 from llmlb.bus.errors import BY_REASON, LlmlbError
 from llmlb.bus.settings import NODE_PORT, ROUTER_PORT, Settings
-from llmlb.cli.exit_codes import Unreachable
+from llmlb.cli.http_wire import Answer, Wire
 from llmlb.cli.sse_client import SseReader
 
-if TYPE_CHECKING:
-    import httpx
-
-CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 75.0
 """Longer than the longest wait of a gateway (60 s, for a stop), so that its own answer comes first."""
 STREAM_SILENCE_S = 300.0
@@ -36,36 +32,28 @@ class GatewayClient:
         # What is shown to people: without the name and password that an address may hold.
         self.address = url.netloc.rpartition("@")[2]
         self._role = role
+        self._wire = Wire(urlsplit(self.base), self.address, f"Start it with: llmlb {role} serve")
+        if settings.api_key is not None:
+            # The other header is taken when the address has a name and password, which are for a proxy.
+            self._wire.headers["x-api-key"] = settings.api_key
 
-    def _client(self) -> httpx.Client:
-        import httpx
+    def login(self, name: str, password: str) -> None:
+        """From now on as that user, instead of the API key. Raises as :meth:`post`."""
+        answer = self._wire.ask("POST", "/v0/auth/login", {"name": name, "password": password}, READ_TIMEOUT_S)
+        csrf = self._with("csrf_token", self._object(answer))["csrf_token"]
+        self._wire.headers.pop("x-api-key", None)
+        self._wire.headers |= {"Cookie": "; ".join(answer.cookies), "X-CSRF-Token": csrf}
 
-        timeout = httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
-        # No proxies out of the environment: gateways are on this machine or in its network.
-        return httpx.Client(base_url=self.base, timeout=timeout, trust_env=False)
+    def close(self) -> None:
+        """Let the connection go. A later request opens another one."""
+        self._wire.close()
 
-    @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
-        import httpx
-
-        try:
-            yield
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise Unreachable(
-                f"cannot reach llmlb at {self.address}: {_why(error)}. Start it with: llmlb {self._role} serve"
-            ) from error
-        except httpx.TimeoutException as error:
-            raise Unreachable(f"llmlb at {self.address} does not answer") from error
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise Unreachable(f"the connection to llmlb at {self.address} broke: {error}") from error
-
-    def get(self, path: str, *, has: str) -> dict[str, Any]:
+    def get(self, path: str, *, has: str, timeout_s: float = READ_TIMEOUT_S) -> dict[str, Any]:
         """GET a JSON object with the field ``has``.
 
         Raises Unreachable, the error that the gateway answered, or LlmlbError for another kind of server.
         """
-        with self._errors(), self._client() as client:
-            return self._with(has, self._answer(client.get(path)))
+        return self._with(has, self._object(self._wire.ask("GET", path, None, timeout_s)))
 
     def rows(self, path: str, field: str, *, has: str) -> list[dict[str, Any]]:
         """GET a list of objects, each with the field ``has``. Raises as :meth:`get`."""
@@ -74,12 +62,23 @@ class GatewayClient:
 
     def post(self, path: str, body: dict[str, Any], *, has: str) -> dict[str, Any]:
         """POST a JSON object, get one with the field ``has``. Raises as :meth:`get`."""
-        with self._errors(), self._client() as client:
-            return self._with(has, self._answer(client.post(path, json=body)))
+        return self._with(has, self._object(self._wire.ask("POST", path, body, READ_TIMEOUT_S)))
+
+    def put(self, path: str, body: dict[str, Any], *, has: str) -> dict[str, Any]:
+        """PUT a JSON object, get one with the field ``has``. Raises as :meth:`get`."""
+        return self._with(has, self._object(self._wire.ask("PUT", path, body, READ_TIMEOUT_S)))
+
+    def delete(self, path: str, *, has: str) -> dict[str, Any]:
+        """DELETE, get a JSON object with the field ``has``. Raises as :meth:`get`."""
+        return self._with(has, self._object(self._wire.ask("DELETE", path, None, READ_TIMEOUT_S)))
 
     def model_path(self, model: str) -> str:
         """``/v0/models/<model>`` with what a path can't hold quoted."""
         return "/v0/models/" + quote(model, safe="/:")
+
+    def task_path(self, task: str) -> str:
+        """``/v0/tasks/<id or model>``; an address stays one part, so that nobody tidies its two slashes up."""
+        return "/v0/tasks/" + quote(task, safe=":")
 
     def _with(self, field: str, body: Any) -> dict[str, Any]:
         if not isinstance(body, dict) or field not in body:
@@ -90,15 +89,15 @@ class GatewayClient:
     def _another(self) -> str:
         return f"it is not a {self._role}'s gateway, or another version"
 
-    def _answer(self, response: httpx.Response) -> dict[str, Any]:
+    def _object(self, answer: Answer) -> dict[str, Any]:
         try:
-            body = response.json()
+            body = json.loads(answer.body)
         except ValueError:
             body = None
         if not isinstance(body, dict):
-            raise LlmlbError(f"{self.address} is not a llmlb gateway (status {response.status_code}, no JSON object)")
-        if response.status_code >= 400:
-            raise self._error(body, response.status_code)
+            raise LlmlbError(f"{self.address} is not a llmlb gateway (status {answer.status}, no JSON object)")
+        if answer.status >= 400:
+            raise self._error(body, answer.status)
         return body
 
     def _error(self, body: dict[str, Any], status: int) -> LlmlbError:
@@ -116,20 +115,16 @@ class GatewayClient:
         Leaving the context closes the connection, and with it the work on the node. Raises as :meth:`get`, and
         LlmlbError for an error event or a stream that ends without a finish reason and ``[DONE]``.
         """
-        import httpx
+        with self._wire.stream(path, body, STREAM_SILENCE_S) as answer:
+            if isinstance(answer, Answer):
+                self._with("choices", self._object(answer))
+                raise LlmlbError(f"the answer of {self.address} is no stream of events: {self._another}")
+            yield self._events(answer)
 
-        with self._errors(), self._client() as client:
-            timeout = httpx.Timeout(STREAM_SILENCE_S, connect=CONNECT_TIMEOUT_S)
-            with client.stream("POST", path, json=body, timeout=timeout) as response:
-                if not response.headers.get("content-type", "").startswith("text/event-stream"):
-                    response.read()
-                    self._with("choices", self._answer(response))
-                yield self._events(response)
-
-    def _events(self, response: httpx.Response) -> Iterator[dict[str, Any]]:
+    def _events(self, pieces: Iterator[bytes]) -> Iterator[dict[str, Any]]:
         reader = SseReader()
         finished = False
-        for piece in response.iter_bytes():
+        for piece in pieces:
             for event in reader.feed(piece):
                 if event is None:
                     if finished:
@@ -140,9 +135,3 @@ class GatewayClient:
                 finished = finished or any(choice.get("finish_reason") for choice in event.get("choices", []))
                 yield event
         raise LlmlbError("the answer ended early: the connection closed before its end")
-
-
-def _why(error: Exception) -> str:
-    """What kept a connection from being made, in words: ``connection refused``, ``Name or service not known``."""
-    text = re.sub(r"^\[Errno -?\d+\] ", "", str(error))
-    return "connection refused" if "refused" in text else text or type(error).__name__

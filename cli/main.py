@@ -14,7 +14,7 @@ import typer
 import llmlb
 from llmlb.bus.errors import ConfigError, LlmlbError
 from llmlb.bus.settings import Settings
-from llmlb.cli import node_commands, router_commands
+from llmlb.cli import node_commands, plain_params, router_commands
 from llmlb.cli.exit_codes import GENERAL, HELP, INTERRUPTED, OK, exit_code
 
 app = typer.Typer(
@@ -110,6 +110,7 @@ def _run(command: typer.Typer, name: str) -> int:
 
 
 def _main(command: typer.Typer, name: str) -> None:
+    plain_params.install()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A model's answer may hold what the terminal's encoding has not.

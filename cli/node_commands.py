@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import sys
 import time
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmlb.bus.errors import InvalidRequest
+from llmlb.bus.errors import InvalidRequest, LlmlbError
 from llmlb.bus.settings import Settings
-from llmlb.cli.client import GatewayClient
-from llmlb.cli.exit_codes import HELP
+from llmlb.cli.exit_codes import CONNECTION, HELP, OK, exit_code
+
+if TYPE_CHECKING:
+    from llmlb.cli.client import GatewayClient
 
 app = typer.Typer(help="Run and look after the models of one node.", no_args_is_help=True, epilog=HELP)
 
@@ -21,6 +23,8 @@ ModelArg = Annotated[str, typer.Argument(metavar="MODEL", help="Name or alias of
 
 
 def client() -> GatewayClient:
+    from llmlb.cli.client import GatewayClient
+
     return GatewayClient(Settings.load(), "node")
 
 
@@ -99,6 +103,60 @@ def show(
         print(found["system"] or "")
     else:
         print(render.details(found))
+
+
+@app.command(epilog=f"Example: llmlb node pull owner/model:Q4_K_M. {HELP}")
+def pull(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="owner/model, owner/model:QUANT, or an address on Hugging Face.")
+    ],
+    cancel: Annotated[bool, typer.Option("--cancel", help="Give the running pull of this model up.")] = False,
+    purge: Annotated[bool, typer.Option("--purge", help="With --cancel: drop what it has fetched, too.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the last state as JSON on standard output.")] = False,
+) -> None:
+    """Bring a model onto the node's disk. Ctrl+C stops watching; the node goes on."""
+    from llmlb.cli import pull as pulls
+    from llmlb.cli.pull_output import Terminal, output_for
+
+    if purge and not cancel:
+        raise InvalidRequest("--purge goes with --cancel")
+    if cancel:
+        answer = pulls.cancel(client(), model, purge=purge)
+        if json:
+            show_json(answer)
+        else:
+            print(pulls.cancelled_lines(answer, model))
+        return
+    output = output_for(sys.stderr)
+    code, task = pulls.watch(
+        pulls.Watch(client(), model, output), output, hint=isinstance(output, Terminal) and not json
+    )
+    if json and task is not None:
+        show_json(task)
+    raise typer.Exit(code)
+
+
+@app.command(epilog=f"Example: llmlb node rm owner/model. {HELP}")
+def rm(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Names or aliases of models.")],
+) -> None:
+    """Remove models from the node's disk, without asking; a loaded one is unloaded first."""
+    gateway = client()
+    worst = OK
+    for model in models:
+        try:
+            removed = gateway.delete(gateway.model_path(model), has="freed_bytes")
+        except LlmlbError as error:
+            if exit_code(error) == CONNECTION:
+                raise
+            worst = exit_code(error)
+            print(f"Error: {error.message}", file=sys.stderr)
+        else:
+            print(f"deleted '{removed['model']}'")
+    raise typer.Exit(worst)
+
+
+app.command("remove", hidden=True, help="Same as rm.", epilog=f"Example: llmlb node remove owner/model. {HELP}")(rm)
 
 
 @app.command(epilog=f"Example: llmlb node stop smollm2. {HELP}")

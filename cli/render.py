@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -64,17 +65,30 @@ def parameters(count: int | None) -> str:
 
 def columns_of(text: str) -> int:
     """Columns of a terminal that a text takes: wide characters two, combining ones none."""
+    if text.isascii():
+        return len(text)
     return sum(0 if combining(char) else 2 if east_asian_width(char) in "WF" else 1 for char in text)
 
 
-def _printable(cell: str) -> str:
+def printable(cell: str) -> str:
     """Names come from other machines: no control characters, which could move the cursor or end the row."""
+    if cell.isprintable():
+        return cell
     return "".join(char if char.isprintable() else "?" for char in cell)
+
+
+def clipped(text: str, width: int) -> str:
+    """At most ``width`` columns of it, the last one an ellipsis when something is missing."""
+    if columns_of(text) <= width:
+        return text
+    while text and columns_of(text) > width - 1:
+        text = text[:-1]
+    return text + "…" if width > 0 else ""
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Left-aligned columns, nothing cut, no trailing blanks."""
-    lines = [[_printable(cell) for cell in row] for row in [header, *rows]]
+    lines = [[printable(cell) for cell in row] for row in [header, *rows]]
     widths = [max(columns_of(line[i]) for line in lines) for i in range(len(header))]
     return "\n".join(
         "".join(
@@ -134,11 +148,13 @@ def details(found: dict[str, Any]) -> str:
         f"  Context Length: {'-' if context is None else context}",
         f"  Format: {model['format']}",
         f"  Size: {size(model['size_bytes'])}",
-        f"  License: {found['license'] or '-'}",
+        f"  License: {(found['license'] or '-').strip().partition(chr(10))[0]}",
     ]
+    if model.get("aliases"):
+        rows.append(f"  Aliases: {', '.join(model['aliases'])}")
     if found.get("problem"):
         rows.append(f"  Failed: {found['problem']}")
-    return "\n".join(rows)
+    return "\n".join(printable(row) for row in rows)
 
 
 def modelfile(found: dict[str, Any]) -> str:
@@ -149,6 +165,7 @@ def modelfile(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+@functools.cache
 def gpu_name(name: str) -> str:
     """``NVIDIA GeForce RTX 4090`` → ``RTX4090``, ``NVIDIA A100-SXM4-80GB`` → ``A100``."""
     short = re.sub(r"^(NVIDIA|AMD|Intel)\s+|GeForce\s+|Tesla\s+|Radeon\s+", "", name).strip()
@@ -156,7 +173,9 @@ def gpu_name(name: str) -> str:
 
 
 def node_state(node: dict[str, Any]) -> str:
-    """The STATUS of a node: its state, or what is wrong inside ``online``."""
+    """The STATUS of a node: its state, or what is wrong inside it."""
+    if node.get("rejected"):
+        return "rejected"
     if node["state"] == "online" and node["draining"]:
         return "draining"
     if node["state"] == "online" and node["suspect"]:

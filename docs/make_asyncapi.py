@@ -9,7 +9,7 @@ import json
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from faststream.nats import NatsBroker
 from faststream.specification.asyncapi import AsyncAPI
@@ -22,11 +22,14 @@ from llmlb.bus.messages.base import Message
 from llmlb.bus.messages.errors import RpcFailed
 from llmlb.bus.messages.events import NodeStateChanged
 from llmlb.bus.messages.infer import Accepted, CancelRequest, Delta, End, Failed, InferRequest, Progress
-from llmlb.bus.messages.nodes import Heartbeat
+from llmlb.bus.messages.nodes import Heartbeat, IdentifyNode
+from llmlb.bus.messages.pulls import PullProgress, PullTask
 from llmlb.bus.messages.requests import RequestRecord
+from llmlb.bus.messages.responses import StoredResponse
 from llmlb.bus.settings import Settings
 from llmlb.node.agent import NodeAgent
 from llmlb.node.store.catalog import Catalog
+from llmlb.node.store.installed import Store
 from llmlb.router.control import RouterControl
 from llmlb.router.fleet import Fleet
 from llmlb.router.history import RequestCount
@@ -35,12 +38,18 @@ OUT = Path(__file__).parent / "asyncapi.json"
 NODE = "0" * 32
 """Stands for any node id in subjects while the document is made; the document says {node}."""
 
+TASK = "f" * 16
+
 DATA_PLANE: list[tuple[str, type[Message]]] = [
     (subjects.heartbeat(NODE), Heartbeat),
+    (subjects.identify(NODE), IdentifyNode),
     (subjects.infer(NODE), InferRequest),
     (subjects.cancel(NODE), CancelRequest),
     (subjects.event("node"), NodeStateChanged),
     (subjects.request_record(NODE), RequestRecord),
+    (subjects.pull(NODE), PullTask),
+    (subjects.progress(NODE, TASK), PullProgress),
+    (subjects.response("RESPONSE"), StoredResponse),
 ]
 REPLIES: tuple[type[Message], ...] = (Accepted, Progress, Delta, End, Failed)
 REPLY = subjects.reply("GATEWAY", "STREAM")
@@ -51,8 +60,8 @@ def _buses() -> list[Bus]:
     settings = Settings.load({}, embedded_bus=False, home=Path(tempfile.gettempdir()))
     router, node = Bus(settings, "router"), Bus(settings, "node")
     fleet = Fleet(router)
-    RouterControl(fleet, RequestCount(router)).register(router)
-    NodeAgent(settings, node, Catalog([]), NODE).register()
+    RouterControl(fleet, cast(RequestCount, None)).register(router)  # nothing is asked of it
+    NodeAgent(settings, node, Catalog([]), NODE, store=Store(settings.home / "models")).register()
     return [router, node]
 
 
@@ -97,7 +106,7 @@ def _add_answers(body: dict[str, Any], buses: list[Bus]) -> None:
 
 
 def _replace(text: str) -> str:
-    for what, name in ((NODE, "{node}"), ("GATEWAY", "{gateway}"), ("STREAM", "{stream}")):
+    for what, name in ((NODE, "{node}"), ("GATEWAY", "{gateway}"), ("STREAM", "{stream}"), (TASK, "{task}")):
         text = text.replace(what, name)
     return text
 

@@ -7,16 +7,29 @@ answered by exactly one last reply (end or failed), whatever happens to its work
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import nats.errors
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 
 from llmlb.bus import codec, subjects
 from llmlb.bus.connection import Bus
-from llmlb.bus.errors import BadMessage, BusError, Cancelled, LlmlbError, NodeBusy, NodeLost
+from llmlb.bus.errors import (
+    BadMessage,
+    BusError,
+    Cancelled,
+    ConfigError,
+    LlmlbError,
+    ModelUnknown,
+    NodeBusy,
+    NodeLost,
+)
 from llmlb.bus.messages.errors import WireError
 from llmlb.bus.messages.infer import Accepted, CancelRequest, Failed, InferReply, InferRequest, Progress
 from llmlb.bus.messages.models import (
@@ -35,11 +48,17 @@ from llmlb.bus.tasks import Background
 from llmlb.node.engine.pool import EnginePool, Loaded, MakePool, Pool
 from llmlb.node.hardware import Hardware, process_memory_bytes
 from llmlb.node.heartbeat import Heart
+from llmlb.node.models import NodeModels
+from llmlb.node.speed import Speeds
 from llmlb.node.store.catalog import Catalog, StoredModel
+from llmlb.node.store.installed import Store
+from llmlb.node.store.watch import SourceWatch
 
 log = logging.getLogger("llmlb.node.agent")
 
 LOADING_PROGRESS_S = 1.0
+FIRST_LOOK_S = 2.0
+"""A node waits so long before its first heartbeat to learn what is registered for it."""
 
 
 def _processor(gpu_share: float) -> str:
@@ -54,6 +73,7 @@ class Flight:
 
     handle: int
     request_id: str
+    attempt: int
     reply: str
     model: StoredModel
     data: bytes
@@ -73,7 +93,9 @@ class NodeAgent:
         catalog: Catalog,
         node_id: str,
         make_pool: MakePool = EnginePool,
+        store: Store | None = None,
     ) -> None:
+        """``store`` None: a node without models of its own, nothing can be pulled or removed."""
         self.node_id = node_id
         self._settings = settings
         self._bus = bus
@@ -83,6 +105,7 @@ class NodeAgent:
         self._flights: dict[int, Flight] = {}
         self._by_request: dict[str, int] = {}
         self._handles = itertools.count(1)
+        self._speeds = Speeds()
         self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -90,7 +113,26 @@ class NodeAgent:
             settings, on_reply=self._on_reply, on_crash=self._on_crash, on_change=lambda: self.heart.beat_soon()
         )
         self.pool.gpus = lambda: self.heart.reading.gpus
-        self.heart = Heart(bus, node_id, self._hardware, catalog, self.pool, load=lambda: len(self._flights))
+        self._watch = SourceWatch(catalog, lambda: self.heart.beat_soon())
+        self.models: NodeModels | None = None
+        if store is not None:
+            self.models = NodeModels(settings, bus, node_id, catalog, store, self.pool, lambda: self.heart.beat_soon())
+        self.heart = Heart(
+            bus,
+            node_id,
+            self._hardware,
+            catalog,
+            self.pool,
+            load=lambda: len(self._flights),
+            assigned=lambda: (0, 0) if self.models is None else self.models.sync.counts(),
+            speeds=self._speeds,
+            pulling=lambda: () if self.models is None else self.models.pulling(),
+            approved=lambda: self.models is not None and self.models.sync.approved,
+        )
+        self.heart.claim.on_second = self._give_way
+        self.on_second: Callable[[ConfigError], None] = lambda _: None
+        """Called when this node takes no more work because another one has its id and was there first."""
+        self._subscribed: list[Subscription] = []
 
     def register(self) -> None:
         """Offer the node's rpc operations; before the bus opens."""
@@ -99,26 +141,59 @@ class NodeAgent:
         bus.handle(subjects.node_rpc(node, "show"), ShowModel, ModelDetails, self.show_model)
         bus.handle(subjects.node_rpc(node, "ps"), ListRunning, RunningList, self.list_running)
         bus.handle(subjects.node_rpc(node, "stop"), StopModel, ModelStopped, self.stop_model)
+        if self.models is not None:
+            self.models.register()
 
     async def run(self, gateway: str) -> None:
-        """Take work as soon as the bus is up. ``gateway`` is host:port of this node's own gateway."""
-        self.pool.open()
+        """Take work as soon as the bus is up. ``gateway`` is host:port of this node's own gateway.
+
+        Raises ConfigError when another node has this one's id.
+        """
         await self._bus.wait_up()
-        await self._bus.subscribe(subjects.infer(self.node_id), self._on_infer)
-        await self._bus.subscribe(subjects.cancel(self.node_id), self._on_cancel)
+        try:
+            await self.heart.claim.take(gateway)
+        except ConfigError:
+            self.heart.silence()
+            raise
+        self.pool.open()
+        self._subscribed = [
+            await self._bus.subscribe(subjects.infer(self.node_id), self._on_infer),
+            await self._bus.subscribe(subjects.cancel(self.node_id), self._on_cancel),
+        ]
         self._bus.on_up(self._back_again)
+        self._background.start(self._watch.run(), "watch")
+        if self.models is not None:
+            self.models.start()
+            # Otherwise the first heartbeats say that nothing is registered for it, and it counts as ready.
+            await self.models.sync.looked(FIRST_LOOK_S)
         self.heart.start(gateway)
         log.info("node_ready node=%s models=%d", self.node_id, len(self._catalog.models()))
 
     async def _back_again(self) -> None:
         self.heart.beat_soon()
 
+    def _give_way(self, error: ConfigError) -> None:
+        """Another node has this id: no work, not a word more."""
+        log.error("node_gives_way error=%r", error.message)
+        self._draining = True
+        self.heart.silence()
+        self._background.start(self._unsubscribe(), "unsubscribe")
+        self.on_second(error)
+
+    async def _unsubscribe(self) -> None:
+        for subscription in self._subscribed:
+            with contextlib.suppress(nats.errors.Error, OSError):  # the connection may be gone, and they with it
+                await subscription.unsubscribe()
+        self._subscribed = []
+
     # Rpc
 
     async def list_models(self, _: ListModels) -> ModelList:
+        await self._watch.look()
         return ModelList(models=self._catalog.models(), inventory=self._catalog.inventory)
 
     async def show_model(self, request: ShowModel) -> ModelDetails:
+        await self._watch.look()
         details = self._catalog.details(request.model)
         return details.model_copy(update={"problem": self.pool.failed().get(details.model.name)})
 
@@ -171,16 +246,21 @@ class NodeAgent:
         except BadMessage as error:
             await self._publish(msg.reply, Failed(request_id="", seq=0, error=WireError.of(error)))
             return
-        if request.request_id in self._by_request:
-            return  # the same message once more
+        known = self._flights.get(self._by_request.get(request.request_id, 0))
+        if known is not None:
+            if request.attempt <= known.attempt:
+                return  # the same message once more
+            self._give_up(known)  # who asked lost its answer on the way, and asks for the rest
         try:
             if self._draining:
                 raise NodeBusy("the node is shutting down")
             model = self._catalog.resolve(request.model)
+            if self.models is not None and self.models.is_going(model.info.name):
+                raise ModelUnknown(f"model '{model.info.name}' is being removed", param="model")
         except LlmlbError as error:
             await self._publish(msg.reply, Failed(request_id=request.request_id, seq=0, error=WireError.of(error)))
             return
-        flight = Flight(next(self._handles), request.request_id, msg.reply, model, msg.data)
+        flight = Flight(next(self._handles), request.request_id, request.attempt, msg.reply, model, msg.data)
         self._flights[flight.handle] = flight
         self._by_request[flight.request_id] = flight.handle
         self._idle.clear()
@@ -238,13 +318,16 @@ class NodeAgent:
     def _forget(self, handle: int) -> Flight | None:
         flight = self._flights.pop(handle, None)
         if flight is not None:
-            self._by_request.pop(flight.request_id, None)
+            if self._by_request.get(flight.request_id) == handle:
+                del self._by_request[flight.request_id]
             if not self._flights:
                 self._idle.set()
         return flight
 
     async def _on_reply(self, handle: int, data: bytes, last: bool) -> None:
         flight = self._forget(handle) if last else self._flights.get(handle)
+        if last and flight is not None:
+            self._speeds.answered(flight.model.info.name, data)
         if flight is None or flight.cancelled:
             return
         flight.seq += 1
@@ -265,8 +348,11 @@ class NodeAgent:
         request = codec.decode_as(CancelRequest, msg.data)
         handle = self._by_request.get(request.request_id)
         flight = None if handle is None else self._flights.get(handle)
-        if flight is None:
-            return
+        if flight is not None and request.attempt in (None, flight.attempt):
+            self._give_up(flight)
+
+    def _give_up(self, flight: Flight) -> None:
+        """Nobody reads it any more."""
         flight.cancelled = True
         if flight.loaded is not None:
             self.pool.cancel(flight.loaded, flight.handle)
@@ -276,24 +362,37 @@ class NodeAgent:
     # End
 
     async def drain(self, timeout_s: float) -> None:
-        """Refuse new work, let what runs finish for up to ``timeout_s``, then fail the rest as NodeLost."""
+        """Refuse new work, let what runs finish for up to ``timeout_s``, then fail the rest as NodeLost.
+
+        Pulls end meanwhile: they go on when the node is back.
+        """
         self._draining = True
         self.heart.draining = True
         began = time.monotonic()
         if self._bus.connected:
             await self.heart.beat()
+        async with asyncio.TaskGroup() as group:
+            if self.models is not None:
+                group.create_task(self.models.close())
+            group.create_task(self._until_idle(timeout_s))
+        for flight in list(self._flights.values()):
+            await self._fail(flight, NodeLost("the node is shutting down"))
+        log.info("node_drained seconds=%.1f", time.monotonic() - began)
+
+    async def _until_idle(self, timeout_s: float) -> None:
         try:
             async with asyncio.timeout(timeout_s):
                 await self._idle.wait()
         except TimeoutError:
             log.warning("drain_timed_out running=%d", len(self._flights))
-        for flight in list(self._flights.values()):
-            await self._fail(flight, NodeLost("the node is shutting down"))
-        log.info("node_drained seconds=%.1f", time.monotonic() - began)
 
     async def close(self) -> None:
         """Say goodbye and end every worker. Never raises."""
         await self.heart.stop()
+        await self._unsubscribe()
+        if self.models is not None:
+            await self.models.close()
         await self._background.close()
         await self.pool.close()
         self._hardware.close()
+        await asyncio.to_thread(self._catalog.close)

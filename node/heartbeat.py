@@ -14,11 +14,15 @@ import llmlb
 from llmlb.bus import subjects
 from llmlb.bus.connection import Bus
 from llmlb.bus.errors import BusError
+from llmlb.bus.join import digest_of, proof_of
 from llmlb.bus.machine import machine_digest
 from llmlb.bus.messages.nodes import Heartbeat, LoadedModel
+from llmlb.bus.settings import Settings
 from llmlb.bus.tasks import Background
-from llmlb.node.engine.pool import Pool
+from llmlb.node.claim import Claim
+from llmlb.node.engine.pool import Loaded, Pool
 from llmlb.node.hardware import Hardware, HardwareReading
+from llmlb.node.speed import Speeds
 from llmlb.node.store.catalog import Catalog
 
 log = logging.getLogger("llmlb.node.heartbeat")
@@ -27,6 +31,8 @@ INTERVAL_S = 1.0
 FIRST_INTERVAL_S = 0.25
 FIRST_BEATS = 4
 """A router that starts together with the node hears one of these, not only the one a second later."""
+PAUSE_S = 3.0
+"""Silence after which routers take a node for suspect: what beat before it does not count as beating."""
 LEAST_GAP_S = 0.05
 """Between two heartbeats, so that a burst of changes is one of them."""
 
@@ -43,7 +49,13 @@ class Heart:
         pool: Pool,
         *,
         load: Callable[[], int],
+        assigned: Callable[[], tuple[int, int]] = lambda: (0, 0),
+        speeds: Speeds | None = None,
+        pulling: Callable[[], tuple[str, ...]] = tuple,
+        approved: Callable[[], bool] = lambda: False,
     ) -> None:
+        """``assigned``: (models that are registered for the node and whole on its disk, models registered for it)."""
+        settings: Settings = bus.settings
         self.draining = False
         self.reading: HardwareReading = hardware.read()
         self._bus = bus
@@ -52,11 +64,32 @@ class Heart:
         self._catalog = catalog
         self._pool = pool
         self._load = load
+        self._assigned = assigned
+        self._speeds = speeds or Speeds()
+        self._pulling = pulling
+        self._approved = approved
+        self._labels = tuple(label for label in settings.node_labels.split(",") if label)
+        token = settings.join_token
+        self._proof = None if token is None else proof_of(digest_of(token), node_id)
         self._instance = uuid.uuid4().hex[:12]
+        advice = f"Delete the file {settings.home / 'node_id'} where the node is to be a new one, and start it again"
+        self.claim = Claim(bus, node_id, self._instance, platform.node(), advice)
+        """Whether the id is this node's own."""
+        self.claim.beating_s = self._beating_s
+        self._beating_since: float | None = None
+        self._last_beat = 0.0
+        self._silent = False
         self._started = time.monotonic()
         self._gateway = ""
         self._soon = asyncio.Event()
         self._background = Background("heart")
+
+    def _beating_s(self) -> float:
+        return 0.0 if self._beating_since is None else time.monotonic() - self._beating_since
+
+    def silence(self) -> None:
+        """Not one heartbeat more, not even the last: another node has this id."""
+        self._silent = True
 
     def start(self, gateway: str) -> None:
         self._gateway = gateway
@@ -81,7 +114,7 @@ class Heart:
 
     def message(self, *, leaving: bool = False) -> Heartbeat:
         """The heartbeat as of now."""
-        models = len(self._catalog.models())
+        ready, total = self._assigned()
         return Heartbeat(
             node_id=self._node_id,
             instance=self._instance,
@@ -93,18 +126,14 @@ class Heart:
             draining=self.draining,
             leaving=leaving,
             inventory=self._catalog.inventory,
-            models_ready=models,
-            models_total=models,
-            loaded=tuple(
-                LoadedModel(
-                    name=loaded.name,
-                    ready=loaded.is_ready,
-                    slots=loaded.slots,
-                    same_answer=loaded.capabilities is not None and loaded.capabilities.same_answer,
-                    running=len(loaded.handles),
-                )
-                for loaded in self._pool.loaded()
-            ),
+            models_ready=ready,
+            models_total=total,
+            loaded=tuple(self._loaded(loaded) for loaded in self._pool.loaded()),
+            pulling=self._pulling(),
+            labels=self._labels,
+            join_token=None if self._approved() else self._proof,
+            beating_s=self._beating_s(),
+            problem=self.claim.problem(),
             running=self._load(),
             gpus=self.reading.gpus,
             cpu_percent=self.reading.cpu_percent,
@@ -112,10 +141,29 @@ class Heart:
             memory_available_bytes=self.reading.memory_available_bytes,
         )
 
+    def _loaded(self, loaded: Loaded) -> LoadedModel:
+        speed = self._speeds.of(loaded.name)
+        return LoadedModel(
+            name=loaded.name,
+            ready=loaded.is_ready,
+            slots=loaded.slots,
+            same_answer=loaded.capabilities is not None and loaded.capabilities.same_answer,
+            running=len(loaded.handles),
+            prefill_tps=speed.prefill_tps,
+            decode_tps=speed.decode_tps,
+            load_s=loaded.load_s,
+        )
+
     async def beat(self, *, leaving: bool = False) -> None:
         """Send one now. A bus that is away is no error: the next one tells everything again."""
+        if self._silent:
+            return
         with contextlib.suppress(BusError):
             await self._bus.publish(subjects.heartbeat(self._node_id), self.message(leaving=leaving))
+            now = time.monotonic()
+            if self._beating_since is None or now - self._last_beat >= PAUSE_S:
+                self._beating_since = now
+            self._last_beat = now
 
     async def stop(self) -> None:
         """Send the last one."""

@@ -7,9 +7,10 @@
                                      ready         a heartbeat,
                                                    or goodbye
 
-Inside ``online`` a node is *suspect* after three missed heartbeats, or when nobody answered on its subject: it keeps
-its state but gets no new work until the next heartbeat. No I/O, no clock: ``now`` is passed in, in seconds of any
-monotonic clock.
+A node that is online stays online when another model is registered for it: it serves what it has, and pulls meanwhile.
+One whose approval is taken back is pending again. Inside ``online`` a node is *suspect* after three missed heartbeats,
+or when nobody answered on its subject: it keeps its state but gets no new work until the next heartbeat. No I/O, no
+clock: ``now`` is passed in, in seconds of any monotonic clock.
 """
 
 from __future__ import annotations
@@ -42,21 +43,30 @@ class _Member:
 
 
 class Membership:
-    """The states of all nodes. Every method returns what changed."""
+    """The states of all nodes. Methods return what changed."""
 
     def __init__(self, *, offline_after_s: float = OFFLINE_AFTER_S, suspect_after_s: float = SUSPECT_AFTER_S) -> None:
         self._offline_after_s = offline_after_s
         self._suspect_after_s = suspect_after_s
         self._members: dict[str, _Member] = {}
 
-    def remember(self, node_id: str, *, approved: bool) -> None:
-        """A node known from before this process: offline until it is heard."""
-        self._members.setdefault(node_id, _Member("offline", approved, None)).approved |= approved
+    def decide(self, node_id: str, *, approved: bool, reason: str = "") -> list[Transition]:
+        """Whether it may work. A node that was not heard yet is known from now on, and offline until it is."""
+        member = self._members.get(node_id)
+        if member is None:
+            self._members[node_id] = _Member("offline", approved, None)
+            return []
+        member.approved = approved
+        if approved and member.state == "pending":
+            return self._move(node_id, member, "registering", reason or "approved")
+        if not approved and member.state in ("registering", "online"):
+            return self._move(node_id, member, "pending", reason or "is not approved any more")
+        return []
 
     def heartbeat(
         self, node_id: str, now: float, *, approved: bool, ready: int, total: int, leaving: bool = False
     ) -> list[Transition]:
-        """A node was heard. ``approved`` True approves it (and never takes an approval back)."""
+        """A node was heard. ``approved`` is whether it may work, as known now."""
         member = self._members.get(node_id)
         out: list[Transition] = []
         if member is None:
@@ -64,7 +74,7 @@ class Membership:
                 return out
             member = self._members[node_id] = _Member("pending", approved, now)
             out.append(Transition(node_id, None, "pending", "first heartbeat"))
-        member.approved |= approved
+        member.approved = approved
         if leaving:
             member.last_beat = None
             return out + self._move(node_id, member, "offline", "said goodbye")
@@ -77,25 +87,26 @@ class Membership:
             out += self._move(node_id, member, "registering", reason)
         if member.state == "registering" and ready >= total:
             out += self._move(node_id, member, "online", f"{ready} of {total} models ready")
-        elif member.state == "online" and ready < total:
-            out += self._move(node_id, member, "registering", f"{ready} of {total} models ready")
         return out
 
-    def approve(self, node_id: str) -> list[Transition]:
-        """An admin approved it. A node that was never heard of is not added."""
+    def restarted(self, node_id: str) -> list[Transition]:
+        """Another process is this node now: it has to be ready anew."""
         member = self._members.get(node_id)
-        if member is None or member.approved:
+        if member is None or member.state != "online":
             return []
-        member.approved = True
-        return self._move(node_id, member, "registering", "approved") if member.state == "pending" else []
+        return self._move(node_id, member, "registering", "started again")
 
     def lost(self, node_id: str) -> None:
         """Nobody answers on its subject: suspect until the next heartbeat."""
         if (member := self._members.get(node_id)) is not None:
             member.lost = True
 
+    def forget(self, node_id: str) -> None:
+        """It was removed; heard again, it is new."""
+        self._members.pop(node_id, None)
+
     def tick(self, now: float) -> list[Transition]:
-        """Time has passed."""
+        """Time has passed, in which heartbeats could be heard: see :meth:`deaf`."""
         out: list[Transition] = []
         for node_id, member in self._members.items():
             if member.state == "offline" or member.last_beat is None:
@@ -104,6 +115,15 @@ class Membership:
             if silence >= self._offline_after_s:
                 out += self._move(node_id, member, "offline", f"no heartbeat for {silence:.0f} s")
         return out
+
+    def deaf(self, now: float) -> None:
+        """Until now nothing could be heard (the bus was away, this process slept): that was no node's fault.
+
+        Every node is suspect until its next heartbeat, and has the usual time for that.
+        """
+        for member in self._members.values():
+            if member.last_beat is not None:
+                member.last_beat = max(member.last_beat, now - self._suspect_after_s)
 
     def _move(self, node_id: str, member: _Member, after: NodeState, reason: str) -> list[Transition]:
         if member.state == after:

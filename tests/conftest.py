@@ -21,6 +21,16 @@ hypothesis.settings.load_profile("llmlb")
 MakeBus = Callable[..., Awaitable[Bus]]
 
 
+@pytest.fixture(autouse=True)
+def environment_as_before() -> Iterator[None]:
+    """What a test writes into the environment for a library (vLLM's settings) must not reach the next one."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update({name: value for name, value in before.items() if os.environ.get(name) != value})
+
+
 @pytest.fixture(scope="session")
 def nats_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The run's nats-server."""

@@ -85,6 +85,9 @@ class Sampling(Part):
         default=None, ge=0, le=20, description="log probabilities: None is off, else alternatives a token"
     )
     logit_bias: tuple[LogitBias, ...] = Field(default=(), description="tokens made more or less likely")
+    unset: tuple[str, ...] = Field(
+        default=(), description="fields above that hold a number nobody gave: the model's own defaults may replace it"
+    )
 
 
 class InferRequest(Message):
@@ -109,13 +112,19 @@ class InferRequest(Message):
     template_kwargs: str = Field(default="{}", description="further variables for the template, a JSON object as text")
     deadline_ms: int | None = Field(default=None, ge=0, description="milliseconds left for the whole request")
     continuation: tuple[int, ...] = Field(default=(), description="ids of answer tokens that the client already has")
+    count_only: bool = Field(
+        default=False,
+        description="only count the tokens of the prompt, also of one that is too long: an end at once, no slot. "
+        "A node that does not know this answers, so max_tokens is to be 1",
+    )
 
 
 class CancelRequest(Message):
     """Gateway → the node that runs it: nobody reads this any more. Frees the slot within one decode step."""
 
     type: Literal["llmlb.infer.cancel.v1"] = "llmlb.infer.cancel.v1"
-    request_id: str = Field(description="the request to end")
+    request_id: str = Field(description="the request to end; empty: nothing, the sender only asks who listens")
+    attempt: int | None = Field(default=None, ge=0, description="the attempt to end; None: any")
 
 
 class Usage(Part):
@@ -157,6 +166,7 @@ class Progress(InferReply):
     phase: Literal["loading", "queued", "prefill"] = Field(description="what is going on")
     done: int = Field(default=0, description="prompt tokens prefilled so far; percent while loading")
     total: int = Field(default=0, description="prompt tokens in all; 0 while unknown")
+    wait_s: float | None = Field(default=None, description="estimate of what is left of the wait, in a queue")
 
 
 class ToolCallPiece(Part):
@@ -210,6 +220,7 @@ class End(InferReply):
     )
     usage: Usage = Field(description="tokens")
     timings: Timings = Field(default=Timings(), description="times")
+    stop_text: str | None = Field(default=None, description="the stop text that ended the answer, if one did")
 
 
 class Failed(InferReply):

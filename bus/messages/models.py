@@ -14,6 +14,7 @@ class ModelInfo(Part):
 
     name: str = Field(description="owner/model, owner/model:QUANT, or a bundled model's name")
     aliases: tuple[str, ...] = Field(default=(), description="short names")
+    also: tuple[str, ...] = Field(default=(), description="further names it answers to: with its quantization …")
     format: Literal["GGUF", "Safetensors"] = Field(description="file format; decides the engine")
     size_bytes: int = Field(gt=0, description="bytes of all its files")
     architecture: str = Field(description="llama, qwen2 …")

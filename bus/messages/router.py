@@ -34,6 +34,9 @@ class NodeView(Part):
     uptime_s: float = Field(description="since its process started")
     last_heartbeat_age_s: float = Field(description="seconds since the last heartbeat")
     metrics_stale: bool = Field(description="True: the readings are older than 30 s")
+    labels: tuple[str, ...] = Field(default=(), description="its own and those an admin gave it")
+    rejected: bool = Field(default=False, description="True: an admin refused it")
+    problem: str | None = Field(default=None, description="why it gets no work, when somebody has to do something")
 
 
 class ListNodes(Message):
@@ -54,6 +57,7 @@ class ClusterModel(Part):
 
     name: str = Field(description="the model's name")
     aliases: tuple[str, ...] = Field(default=(), description="short names")
+    also: tuple[str, ...] = Field(default=(), description="longer names it answers to, such as owner/model:QUANT")
     nodes: int = Field(description="nodes that can run it now")
     loaded: int = Field(description="nodes that have it in memory")
     status: Literal["available", "unavailable"] = Field(description="available: at least one node can run it now")
@@ -93,6 +97,8 @@ class ClusterStatus(Message):
     requests_running: int = Field(description="requests on the nodes now")
     vram_percent: float | None = Field(description="mean VRAM in use over all GPUs; None without a GPU")
     version: str = Field(description="the router's version")
+    requests_waiting: int = Field(default=0, ge=0, description="requests in this gateway's queue")
+    longest_wait_s: float = Field(default=0.0, ge=0, description="how long the first of them has waited")
 
 
 class ApproveNode(Message):
@@ -107,3 +113,54 @@ class NodeApproved(Message):
 
     type: Literal["llmlb.router.approved.v1"] = "llmlb.router.approved.v1"
     node_id: str = Field(description="the node")
+
+
+class ChangeNode(Message):
+    """Admin → routers: reject it, drain it, put it back to work, or label it."""
+
+    type: Literal["llmlb.router.change_node.v1"] = "llmlb.router.change_node.v1"
+    node: str = Field(description="node id, or a unique prefix of it")
+    action: Literal["reject", "drain", "undrain", "label"] = Field(description="what to do")
+    labels: tuple[str, ...] = Field(default=(), description="for label: what an admin gives it from now on")
+
+
+class RemoveNode(Message):
+    """Admin → routers: forget this node. One that still runs comes back as new."""
+
+    type: Literal["llmlb.router.remove_node.v1"] = "llmlb.router.remove_node.v1"
+    node: str = Field(description="node id, or a unique prefix of it")
+
+
+class NodeChanged(Message):
+    """Router → caller: done."""
+
+    type: Literal["llmlb.router.node_changed.v1"] = "llmlb.router.node_changed.v1"
+    node_id: str = Field(description="the node")
+
+
+class MakeJoinToken(Message):
+    """Admin → routers: a token with which nodes come in without being approved one by one."""
+
+    type: Literal["llmlb.router.make_join_token.v1"] = "llmlb.router.make_join_token.v1"
+    name: str = Field(default="", description="what it is for, for people")
+    uses: int | None = Field(default=None, ge=1, description="nodes it lets in; None: any number")
+    expires_in_s: float | None = Field(default=None, gt=0, description="seconds; None: never")
+
+
+class JoinTokenMade(Message):
+    """Router → caller: the token, shown this once; its digest is what is kept."""
+
+    type: Literal["llmlb.router.join_token_made.v1"] = "llmlb.router.join_token_made.v1"
+    token: str = Field(description="what LLMLB_JOIN_TOKEN of a node is set to")
+    token_id: str = Field(description="first 12 hex digits of its digest")
+
+
+class JoinToken(Message):
+    """Router → bucket llmlb-settings, key ``join.<token_id>``: a token's digest and what it allows."""
+
+    type: Literal["llmlb.settings.join_token.v1"] = "llmlb.settings.join_token.v1"
+    digest: str = Field(description="sha256 of the token, hex")
+    name: str = Field(default="", description="what it is for")
+    uses_left: int | None = Field(default=None, description="None: any number")
+    expires_at: float | None = Field(default=None, description="Unix seconds of the routers' clocks; None: never")
+    nodes: tuple[str, ...] = Field(default=(), description="those it let in, when its uses are limited")

@@ -35,6 +35,11 @@ class AnswerReader:
         return self._filter.stopped
 
     @property
+    def met(self) -> str | None:
+        """The stop text that ended the answer."""
+        return self._filter.met
+
+    @property
     def thinking(self) -> bool:
         """True inside a block of thinking."""
         return self._think is not None and self._think.thinking

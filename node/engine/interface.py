@@ -7,13 +7,36 @@ One engine holds one model. It runs in the worker's main thread and is never ent
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from llmlb.bus.errors import LlmlbError
 from llmlb.bus.messages.infer import FinishReason, InferRequest, Timings, TokenLogprob, ToolCallPiece, Usage
 
 Handle = int
 """Names one request between agent and worker; unique in the life of a worker."""
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What a request to a model gets that does not say it itself."""
+
+    sampling: dict[str, float | int] = field(default_factory=dict)
+    """Fields of :class:`llmlb.bus.messages.infer.Sampling` and their values."""
+    stop: tuple[str, ...] = ()
+    """Texts that end an answer; a request's own replace them."""
+    system: str | None = None
+    """The system prompt of a conversation that has none."""
+    context_length: int | None = None
+    """Tokens of a slot, where the operator set none."""
+
+    def shown(self) -> dict[str, str]:
+        """As `show` prints it."""
+        out = {name: str(value) for name, value in sorted(self.sampling.items())}
+        if self.stop:
+            out["stop"] = " ".join(repr(text) for text in self.stop)
+        if self.context_length is not None:
+            out["num_ctx"] = str(self.context_length)
+        return out
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +53,14 @@ class LoadOptions:
     """The mmproj file beside the model, for images."""
     gpu_layers: int = -1
     """Layers to put onto the GPU; -1 all of them, where there is one."""
+    defaults: Defaults = field(default_factory=Defaults)
+
+
+def load_options(value: dict[str, Any]) -> LoadOptions:
+    """The options of a worker, back from the JSON of ``asdict``."""
+    defaults = dict(value.get("defaults") or {})
+    defaults["stop"] = tuple(defaults.get("stop", ()))
+    return LoadOptions(**{**value, "defaults": Defaults(**defaults)})
 
 
 @dataclass(slots=True)
@@ -66,7 +97,10 @@ class Sink(Protocol):
     def embedded(self, handle: Handle, index: int, vector: bytes) -> None:
         """The vector of one input: float32, little-endian."""
 
-    def end(self, handle: Handle, reason: FinishReason, usage: Usage, timings: Timings) -> None: ...
+    def end(
+        self, handle: Handle, reason: FinishReason, usage: Usage, timings: Timings, stop_text: str | None = None
+    ) -> None:
+        """The last word. ``stop_text``: the stop text that ended the answer, if one did."""
 
     def failed(self, handle: Handle, error: LlmlbError) -> None: ...
 
@@ -80,7 +114,10 @@ class Engine(Protocol):
     capabilities: Capabilities
 
     def submit(self, handle: Handle, request: InferRequest) -> None:
-        """Take a request in. Raises LlmlbError when it can't be run; otherwise its end goes to the sink."""
+        """Take a request in. Raises LlmlbError when it can't be run; otherwise its end goes to the sink.
+
+        One with ``count_only`` ends in the next step, without a slot and without computing anything.
+        """
 
     def cancel(self, handle: Handle) -> bool:
         """Forget a request and free its slot at once. False when it is not here (it ended already)."""

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable
 
 from llmlb.bus.errors import ContextOverflow, EngineCrashed, InvalidRequest, LlmlbError
-from llmlb.bus.messages.infer import FinishReason, InferRequest
+from llmlb.bus.messages.infer import FinishReason, InferRequest, Timings, Usage
 from llmlb.node.engine import kv
 from llmlb.node.engine.embedding import Embedder
 from llmlb.node.engine.grammars import grammar_for
@@ -48,8 +48,8 @@ SLICE_S = 0.25
 IDLE_SLICE_S = 2.5
 """Time of a prefill call at most, while no answer waits for it. A cancellation ends it at once."""
 COALESCE_S = 0.02
-"""Between two pieces of one answer: faster tokens share one. Each piece wakes up every process on its way to the client,
-which on a small machine takes time from the one that computes: one stream, 0.84 of llama-server's speed without it."""
+"""Between two pieces of one answer: faster tokens share one. Each piece wakes up every process on its way to the
+client, and on a small machine takes time from the one that computes: 0.84 of llama-server's speed without it."""
 DEFAULT_SLOTS = 4
 MAX_SLOTS = kv.SMALL
 DEFAULT_CONTEXT = 4096
@@ -88,6 +88,8 @@ class LlamaCppEngine:
         self._used_at = [0.0] * self.slots
         self._free = list(range(self.slots))
         self._pending: deque[Job] = deque()
+        self._counted: deque[Job] = deque()
+        """Requests that only want to know how many tokens their prompt has."""
         self._prefilling: deque[Job] = deque()
         self._answering: list[Job] = []
         self._token_s = 0.0
@@ -138,7 +140,7 @@ class LlamaCppEngine:
         except LlmlbError:
             job.close()
             raise
-        self._pending.append(job)
+        (self._counted if request.count_only else self._pending).append(job)
 
     def _prepare(self, job: Job, rendered: RenderedPrompt) -> None:
         """Tokens, room and grammar of a request."""
@@ -153,6 +155,8 @@ class LlamaCppEngine:
             job.parts.append(self.model.tokenize(rendered.text, add_special=True))
         if not job.prompt_tokens:
             raise InvalidRequest("the prompt is empty", param=param)
+        if request.count_only:
+            return
         if not isinstance(job.parts[-1], list):
             raise InvalidRequest("the prompt must not end with an image", param=param)
         if job.prompt_tokens + len(request.continuation) >= self.context_length:
@@ -172,7 +176,7 @@ class LlamaCppEngine:
             self._stop_prefill.set()
 
     def cancel(self, handle: Handle) -> bool:
-        for job in [*self._answering, *self._prefilling, *self._pending]:
+        for job in [*self._answering, *self._prefilling, *self._pending, *self._counted]:
             if job.handle == handle:
                 self._release(job)
                 return True
@@ -180,7 +184,7 @@ class LlamaCppEngine:
 
     def _release(self, job: Job) -> None:
         """Its slot is free; what its cache holds stays for a later prompt."""
-        for where in (self._answering, self._prefilling, self._pending):
+        for where in (self._answering, self._prefilling, self._pending, self._counted):
             if job in where:
                 where.remove(job)
         if job.seq >= 0:
@@ -193,6 +197,10 @@ class LlamaCppEngine:
     # Work
 
     def step(self, sink: Sink) -> bool:
+        while self._counted:
+            job = self._counted.popleft()
+            job.close()
+            sink.end(job.handle, "stop", Usage(prompt_tokens=job.prompt_tokens, completion_tokens=0), Timings())
         if self._admit(sink):
             return True  # a first token goes out before anything else is computed
         if self._answering:
@@ -352,6 +360,9 @@ class LlamaCppEngine:
         self._prefilling.remove(job)
         self._answering.append(job)
         job.resume(self.model, self._marks)
+        if (reason := self._over(job)) is not None:
+            self._finish(job, reason, Piece(), sink)
+            return
         logits = self.context.logits(1)[0]
         if job.text_only and not job.request.continuation:
             self._after_prompt[job.seq] = (len(job.plain), logits.copy())
@@ -380,6 +391,13 @@ class LlamaCppEngine:
             self._prefill_handle = None
             self._stop_prefill.clear()
 
+    def _over(self, job: Job) -> FinishReason | None:
+        """Why nothing more is to come, when a continuation held the whole answer already."""
+        limit = job.request.sampling.max_tokens
+        if job.reader.stopped or (job.reader.called and not job.request.parallel_tool_calls):
+            return "stop"
+        return "length" if limit is not None and job.sampled >= limit else None
+
     def _take_token(self, job: Job, logits: Logits, sink: Sink) -> bool:
         """Sample from logits and send what may be sent. False when the answer is over."""
         token = job.sample(self.model, logits)
@@ -388,11 +406,9 @@ class LlamaCppEngine:
             return False
         job.unsent.append(token)
         piece = job.reader.feed(self._marks.get(token) or self.model.piece(token))
-        limit = job.request.sampling.max_tokens
-        if job.reader.stopped or (job.reader.called and not job.request.parallel_tool_calls):
-            self._finish(job, "stop", piece, sink)
-        elif (limit is not None and job.sampled >= limit) or job.cells + 1 >= self.context_length:
-            self._finish(job, "length", piece, sink)
+        reason = self._over(job) or ("length" if job.cells + 1 >= self.context_length else None)
+        if reason is not None:
+            self._finish(job, reason, piece, sink)
         else:
             # A call of prefill may come before the next step: then nothing waits.
             if (packed := job.pack(piece, 0.0 if self._prefilling else COALESCE_S)) is not None:
@@ -411,11 +427,11 @@ class LlamaCppEngine:
             reason = "tool_calls"
         usage, timings = job.usage(), job.timings()
         self._release(job)
-        sink.end(job.handle, reason, usage, timings)
+        sink.end(job.handle, reason, usage, timings, job.reader.met)
 
     def close(self) -> None:
         """Free context and model; requests still here are forgotten."""
-        for job in [*self._answering, *self._prefilling, *self._pending]:
+        for job in [*self._answering, *self._prefilling, *self._pending, *self._counted]:
             job.close()
         self._embedder.close()
         if self._projector is not None:

@@ -58,6 +58,8 @@ class Loaded:
     pid: int | None = None
     percent: int = 0
     """How far loading is."""
+    load_s: float | None = None
+    """How long it took."""
     capabilities: Capabilities | None = None
     gpu_share: float = 0.0
     """How much of it is on GPUs, 0 to 1."""
@@ -280,6 +282,7 @@ class EnginePool:
             return
         loaded.process = process
         loaded.slots, loaded.context_length, loaded.pid = process.slots, process.context_length, process.pid
+        loaded.load_s = time.monotonic() - began
         effects = self._life.loaded(info.name, time.monotonic())
         log.info(
             "model_loaded model=%s instance=%s pid=%s slots=%d context=%d seconds=%.2f",
@@ -288,7 +291,7 @@ class EnginePool:
             process.pid,
             process.slots,
             process.context_length,
-            time.monotonic() - began,
+            loaded.load_s,
         )
         self._resolve(loaded, None)
         self._apply(effects)
@@ -305,6 +308,7 @@ class EnginePool:
             threads=self._settings.num_threads,
             projector=None if model.projector is None else str(model.projector),
             gpu_layers=-1 if gpu_share >= 1 or not layers else int(layers * gpu_share),
+            defaults=model.defaults,
         )
 
     # Memory
@@ -328,10 +332,18 @@ class EnginePool:
     async def _make_room(self, model: StoredModel) -> tuple[Plan, float]:
         """Slots and context that fit, and the share that goes onto GPUs; idle models make way. Raises OutOfMemory.
 
-        All in VRAM if it fits there, else what fits there and the rest in RAM.
+        All in VRAM if it fits there, else what fits there and the rest in RAM. A context that the model asks for is
+        taken where the operator set none and it fits.
         """
+        wished = None if self._settings.context_length else model.defaults.context_length
 
         def fit(memory: Memory | None) -> Plan:
+            if wished is not None:
+                with contextlib.suppress(OutOfMemory):
+                    return sized(memory, wished)
+            return sized(memory, self._settings.context_length)
+
+        def sized(memory: Memory | None, context_length: int | None) -> Plan:
             return plan(
                 model.info.name,
                 weight_bytes=model.info.size_bytes,
@@ -339,7 +351,7 @@ class EnginePool:
                 trained_context=model.info.context_length,
                 free_bytes=None if memory is None else int(memory.free_bytes - KEPT_FREE * memory.total_bytes),
                 slots=self._settings.num_parallel,
-                context_length=self._settings.context_length,
+                context_length=context_length,
             )
 
         while True:

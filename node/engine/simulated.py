@@ -266,11 +266,16 @@ class SimulatedEngine:
         self._on_gap = on_gap
         self._running: dict[Handle, _Answer] = {}
         self._pending: dict[Handle, _Answer] = {}
+        self._counted: dict[Handle, int] = {}
+        """Requests that only want to know the tokens of their prompt; they meet no faults."""
         self._report_at = math.inf
         """When a waiting request wants a sign of life."""
 
     def submit(self, handle: Handle, request: InferRequest) -> None:
         """Take a request in. Raises NodeBusy (scripted), ContextOverflow, InvalidRequest (a wrong continuation)."""
+        if request.count_only:
+            self._counted[handle] = _size(prompt_text(request))
+            return
         fault = self._faults.next_request()
         if fault is not None and fault.kind == "busy":
             raise NodeBusy("the simulated node is busy, as its script says")
@@ -327,16 +332,22 @@ class SimulatedEngine:
     def cancel(self, handle: Handle) -> bool:
         """Forget a request; its slot is free, and taken by the next, when this returns."""
         here = self._running.pop(handle, None) or self._pending.pop(handle, None)
+        counted = self._counted.pop(handle, None)
         self._fill()
-        return here is not None
+        return here is not None or counted is not None
 
     def next_due(self) -> float:
         """When :meth:`step` has something to do, on the engine's clock; inf: never."""
+        if self._counted:
+            return self._clock()
         return min(self._report_at, min((answer.due_at for answer in self._running.values()), default=math.inf))
 
     def step(self, sink: Sink) -> bool:
         """Do what is due. False: nothing was. Raises EngineCrashed (scripted), after what came before it."""
         now = self._clock()
+        counted, self._counted = self._counted, {}
+        for handle, tokens in counted.items():
+            sink.end(handle, "stop", Usage(prompt_tokens=tokens, completion_tokens=0), Timings())
         due = [answer for answer in self._running.values() if answer.due_at <= now]
         for answer in due:
             self._advance(answer, now, sink)
@@ -348,7 +359,7 @@ class SimulatedEngine:
                     sink.progress(answer.handle, "queued", 0, answer.prompt_tokens)
         if due or waited:
             self._fill()
-        return bool(due) or waited
+        return bool(due or counted) or waited
 
     def _advance(self, answer: _Answer, now: float, sink: Sink) -> None:
         if now < answer.first_at:
@@ -423,10 +434,12 @@ class SimulatedEngine:
                 prefill_ms=(first - answer.started_at) * 1000,
                 decode_ms=(now - first) * 1000,
             ),
+            answer.streamer.met,
         )
 
     def close(self) -> None:
         """Forget everything."""
         self._running.clear()
         self._pending.clear()
+        self._counted.clear()
         self._report_at = math.inf

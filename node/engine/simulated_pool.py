@@ -88,9 +88,13 @@ class Replies:
         request_id, seq = self._next(handle)
         self._put(handle, Embedded(request_id=request_id, seq=seq, index=index, vector=b64encode(vector).decode()))
 
-    def end(self, handle: Handle, reason: FinishReason, usage: Usage, timings: Timings) -> None:
+    def end(
+        self, handle: Handle, reason: FinishReason, usage: Usage, timings: Timings, stop_text: str | None = None
+    ) -> None:
         request_id, seq = self._next(handle)
-        end = End(request_id=request_id, seq=seq, finish_reason=reason, usage=usage, timings=timings)
+        end = End(
+            request_id=request_id, seq=seq, finish_reason=reason, usage=usage, timings=timings, stop_text=stop_text
+        )
         self._put(handle, end, last=True)
 
     def failed(self, handle: Handle, error: LlmlbError) -> None:
@@ -184,6 +188,11 @@ class SimulatedProcess(EngineProcess):
         self._timer = timer
         self._replies = Replies()
         self._engine: SimulatedEngine | None = None
+
+    @property
+    def silent_s(self) -> float:
+        """0: a simulated engine that hangs is found out by the one who waits for its answer."""
+        return 0.0
 
     async def start(self, format: str, options: LoadOptions, *, timeout_s: float) -> None:
         """Take ``load_s`` to load. Raises ModelLoadFailed (scripted, or longer than ``timeout_s``)."""

@@ -28,6 +28,8 @@ class StopFilter:
     def __init__(self, stop: tuple[str, ...] = ()) -> None:
         self.stopped = False
         """True once a stop text was met; everything before it has been given out."""
+        self.met: str | None = None
+        """Which one; of several that begin together, the longest that is whole."""
         self._stop = tuple(text for text in stop if text)
         self._held = ""
 
@@ -41,7 +43,7 @@ class StopFilter:
         begin = self._first_stop(self._held)
         keep = possible_begin(self._held, self._stop)
         if begin >= 0 and begin <= keep:
-            self.stopped = True
+            self._stops(self._held, begin)
             out, self._held = self._held[:begin], ""
             return out
         out, self._held = self._held[:keep], self._held[keep:]
@@ -52,9 +54,13 @@ class StopFilter:
         rest, self._held = self._held, ""
         begin = self._first_stop(rest)
         if begin >= 0:
-            self.stopped = True
+            self._stops(rest, begin)
             rest = rest[:begin]
         return rest
+
+    def _stops(self, text: str, begin: int) -> None:
+        self.stopped = True
+        self.met = max((stop for stop in self._stop if text.startswith(stop, begin)), key=len)
 
     def _first_stop(self, text: str) -> int:
         """Where the first whole stop text begins, -1 if there is none."""
@@ -72,6 +78,11 @@ class TextStreamer:
     def stopped(self) -> bool:
         """True once a stop text was met; everything before it has been given out."""
         return self._filter.stopped
+
+    @property
+    def met(self) -> str | None:
+        """The stop text that ended it."""
+        return self._filter.met
 
     def feed(self, piece: bytes) -> str:
         """Take the bytes of one token; the text that may be sent now."""

@@ -122,7 +122,7 @@ class _Pulse:
 
 
 _Outcome = Any
-"""vLLM's RequestOutput; an LlmlbError: it failed; a finish reason: it was over before it began."""
+"""vLLM's RequestOutput; an LlmlbError: it failed; a finish reason: it was over before it began; ``counted``."""
 
 
 class VllmEngine:
@@ -207,6 +207,10 @@ class VllmEngine:
         if self._dead:
             raise EngineCrashed("vLLM's engine process died")
         job, prompt, made = self._prepare(handle, request)
+        if request.count_only:
+            self._jobs[handle] = job
+            self._results.put((job, "counted"))
+            return
         for token in request.continuation:
             # What the client has already is not sent again; only the reader's held-back end matters.
             job.read(token, self._vocabulary.bytes_of(token, chat=job.chat))
@@ -235,7 +239,8 @@ class VllmEngine:
             made = replace(made, opened=None)
             before, after = made.format.before, made.format.after
         prompt = self._vocabulary.encode(made.text + before, add_special=request.kind == "completion")
-        self._refuse_what_does_not_fit(request, prompt)
+        if not request.count_only:
+            self._refuse_what_does_not_fit(request, prompt)
         reader = reader_for(request, made)
         reader.feed(before.encode())
         now = time.monotonic()
@@ -380,6 +385,9 @@ class VllmEngine:
         if isinstance(outcome, LlmlbError):
             del self._jobs[job.handle]
             sink.failed(job.handle, outcome)
+        elif outcome == "counted":
+            del self._jobs[job.handle]
+            sink.end(job.handle, "stop", Usage(prompt_tokens=job.prompt_tokens, completion_tokens=0), Timings())
         elif isinstance(outcome, str):
             self._finish(job, "stop" if outcome == "stop" else "length", sink)
         else:
@@ -464,6 +472,7 @@ class VllmEngine:
                 prefill_ms=job.prefill_ms,
                 decode_ms=(now - first) * 1000,
             ),
+            job.reader.met,
         )
 
     def close(self) -> None:

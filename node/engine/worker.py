@@ -38,7 +38,8 @@ from llmlb.bus.messages.infer import (
     Usage,
 )
 from llmlb.node.engine.channel import FrameReader, Kind, pack
-from llmlb.node.engine.interface import Engine, Handle, LoadOptions, Piece
+from llmlb.node.engine.defaults import with_defaults
+from llmlb.node.engine.interface import Defaults, Engine, Handle, LoadOptions, Piece, load_options
 
 log = logging.getLogger("llmlb.node.engine.worker")
 
@@ -89,9 +90,13 @@ class SocketSink:
         message = Embedded(request_id=request_id, seq=seq, index=index, vector=base64.b64encode(vector).decode())
         self._out.append(pack(Kind.CHUNK, handle, codec.encode(message)))
 
-    def end(self, handle: Handle, reason: FinishReason, usage: Usage, timings: Timings) -> None:
+    def end(
+        self, handle: Handle, reason: FinishReason, usage: Usage, timings: Timings, stop_text: str | None = None
+    ) -> None:
         request_id, seq = self._streams.pop(handle)
-        message = End(request_id=request_id, seq=seq, finish_reason=reason, usage=usage, timings=timings)
+        message = End(
+            request_id=request_id, seq=seq, finish_reason=reason, usage=usage, timings=timings, stop_text=stop_text
+        )
         self._out.append(pack(Kind.LAST, handle, codec.encode(message)))
 
     def failed(self, handle: Handle, error: LlmlbError) -> None:
@@ -147,21 +152,21 @@ def make_engine(format: str, options: LoadOptions, progress: Callable[[float], N
     raise ModelLoadFailed(f"{options.model} is in {format} format, for which this version has no engine")
 
 
-def _apply(engine: Engine, sink: SocketSink, command: Command) -> None:
+def _apply(engine: Engine, defaults: Defaults, sink: SocketSink, command: Command) -> None:
     kind, handle, payload = command
     if kind is Kind.SUBMIT:
         (next_seq,) = _SEQ.unpack_from(payload)
         request = codec.decode_as(InferRequest, payload[_SEQ.size :])
         sink.open(handle, request.request_id, next_seq)
         try:
-            engine.submit(handle, request)
+            engine.submit(handle, with_defaults(request, defaults))
         except LlmlbError as error:
             sink.failed(handle, error)
     elif kind is Kind.CANCEL and engine.cancel(handle):
         sink.failed(handle, Cancelled("the request was cancelled"))
 
 
-def _serve(engine: Engine, sink: SocketSink, commands: queue.SimpleQueue[Command | None]) -> None:
+def _serve(engine: Engine, defaults: Defaults, sink: SocketSink, commands: queue.SimpleQueue[Command | None]) -> None:
     """Step the engine and take commands between steps, until the agent goes."""
     busy = True  # once round first: an engine may have something to find out before there is work
     said_at, said = time.monotonic(), engine.capabilities
@@ -169,7 +174,7 @@ def _serve(engine: Engine, sink: SocketSink, commands: queue.SimpleQueue[Command
         try:
             # Idle: sleep until a command comes. Busy: take what is there, never wait.
             while (command := commands.get(block=not busy)) is not None:
-                _apply(engine, sink, command)
+                _apply(engine, defaults, sink, command)
                 busy = True
             return
         except queue.Empty:
@@ -213,8 +218,9 @@ def main() -> int:
     if first is None:
         return 0
     order = orjson.loads(first[2])
+    options = load_options(order["options"])
     try:
-        engine = make_engine(order["format"], LoadOptions(**order["options"]), _loading(sink))
+        engine = make_engine(order["format"], options, _loading(sink))
     except LlmlbError as error:
         sink.control(op="load_failed", **WireError.of(error).model_dump())
         sink.flush()
@@ -228,7 +234,7 @@ def main() -> int:
     )
     try:
         sink.flush()
-        _serve(engine, sink, inbox.commands)
+        _serve(engine, options.defaults, sink, inbox.commands)
     except OSError:
         log.warning("agent_gone")
     engine.close()

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Protocol
 
 from llmlb.bus.errors import PullFailed
-from llmlb.node.pull.fetch import HASH_BYTES, Changed, Count, Digest, Fetch, Limits, Link, Stopped
+from llmlb.node.pull.digest import Digest
+from llmlb.node.pull.fetch import HASH_BYTES, Changed, Count, Fetch, Limits, Link, Stopped
 from llmlb.node.pull.hub import Hub, Location
 from llmlb.node.pull.names import Wanted
 from llmlb.node.pull.partial import Identity, Partial
@@ -33,7 +34,9 @@ TICK_S = 0.25
 SPEED_OVER_S = 5.0
 MAX_RESTARTS = 5
 CANCEL_S = 15.0
-"""A cancelled download may wait this long for a thread that is asking the hub."""
+"""A cancelled download may wait this long for its disk: what came is synced."""
+ASKING_S = 0.05
+"""How soon who waits for the hub notices that the download was stopped."""
 
 _OID = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
@@ -97,8 +100,9 @@ async def download(
     """Bring a file to ``target``. ``oid``: its sha256, or git's sha1, as the repo's listing told.
 
     ``on_progress`` is called each 0.25 s and at the end, ``on_note`` when something has to be said (a restart and its
-    reason, a wait), both on the loop. On cancel the partial file stays and the lock is free again within 15 s. Raises
-    Conflict (another download writes this file), OutOfDisk, PullFailed, ModelUnknown or an AccessError.
+    reason, a wait), both on the loop. On cancel the partial file stays and the lock is free again as soon as what came
+    is on the disk, within 15 s. Raises Conflict (another download writes this file), OutOfDisk, PullFailed,
+    ModelUnknown or an AccessError.
     """
     notes: deque[str] = deque()
     transfer = Transfer(source, target, oid, limits or Limits(), notes.append)
@@ -226,7 +230,7 @@ class Transfer:
         with self._lock:
             if self._stop.is_set():
                 raise Stopped
-            fetch = self._fetch = Fetch(partial, Link(location, self._source.locate), digest, self._limits, self.count)
+            fetch = self._fetch = Fetch(partial, Link(location, self._ask), digest, self._limits, self.count)
         try:
             fetch.run()
         finally:
@@ -246,19 +250,42 @@ class Transfer:
 
     def _locate(self) -> Location:
         """Where the file is; waits for passing trouble to be over."""
+        said = ""
         backoff = Backoff(self._limits.backoff_first_s, self._limits.backoff_most_s)
         while not self._stop.is_set():
             started = time.monotonic()
             try:
-                location = self._source.locate()
+                location = self._ask()
                 self._waits = None
                 return location
             except Passing as trouble:
                 wait_s = backoff.failed(started, trouble.retry_after_s)
                 self._waits = f"{trouble.reason}; next try in {wait_s:.0f} s"
-                log.warning("pull_waits file=%s reason=%s", self._target.name, trouble.reason)
+                if trouble.reason != said:
+                    log.warning("pull_waits file=%s reason=%s", self._target.name, trouble.reason)
+                said = trouble.reason
                 self._stop.wait(wait_s)
         raise Stopped
+
+    def _ask(self) -> Location:
+        """Ask the hub in a thread that is left behind, until its own time is over, when the download is stopped."""
+        answers: list[Location | Exception] = []
+        asked = threading.Event()
+
+        def top() -> None:
+            try:
+                answers.append(self._source.locate())
+            except Exception as error:  # noqa: BLE001 - the top of a thread; raised below
+                answers.append(error)
+            asked.set()
+
+        threading.Thread(target=top, name="llmlb-pull-ask", daemon=True).start()
+        while not asked.wait(ASKING_S):
+            if self._stop.is_set():
+                raise Stopped
+        if isinstance(answers[0], Exception):
+            raise answers[0]
+        return answers[0]
 
     def _expected(self, location: Location) -> str | None:
         """The digest to check. The hub's ETag is the sha256 of an LFS file and wins over an older listing; of small
@@ -276,13 +303,15 @@ class Transfer:
         try:
             size = self._target.stat().st_size
             digest = Digest(oid, size)
+            self.count.total = self.count.done = size
             with self._target.open("rb") as file:
                 while (data := file.read(HASH_BYTES)) and not self._stop.is_set():
                     digest.update(data)
+                    self.count.hashed += len(data)
         except OSError:
             return False
-        if digest.right:
-            self.count.total = self.count.done = self.count.hashed = size
+        if not digest.right:
+            self.count.total = self.count.done = self.count.hashed = 0
         return digest.right
 
     def _downloaded(self, oid: str | None) -> Downloaded:

@@ -8,19 +8,18 @@ back and tries again. Nothing here gives up by itself: passing trouble is waited
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import re
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import httpx
 
 from llmlb.bus.errors import Forbidden, LlmlbError, PullFailed
-from llmlb.node.pull.hub import Location
+from llmlb.node.pull.digest import Digest
+from llmlb.node.pull.hub import Location, public
 from llmlb.node.pull.partial import BLOCK, Partial
 from llmlb.node.pull.trouble import FIRST_S, MOST_S, Backoff, Passing, passes, retry_after_s
 from llmlb.node.pull.wire import Wire
@@ -90,34 +89,6 @@ class Segment:
     @property
     def done(self) -> bool:
         return self.position >= self.end
-
-
-class Digest:
-    """The digest of a file that is read as it grows: sha256, or git's sha1 of a blob."""
-
-    def __init__(self, oid: str | None, size: int) -> None:
-        self.expected = oid
-        self._hash: Any = None
-        if oid is not None and len(oid) == 64:
-            self._hash = hashlib.sha256()
-        elif oid is not None:
-            self._hash = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
-        self.kind = "sha256" if self._hash is not None and self._hash.name == "sha256" else "git sha1"
-
-    @property
-    def needed(self) -> bool:
-        return self._hash is not None
-
-    def update(self, data: bytes) -> None:
-        self._hash.update(data)
-
-    @property
-    def value(self) -> str | None:
-        return None if self._hash is None else str(self._hash.hexdigest())
-
-    @property
-    def right(self) -> bool:
-        return self.value == self.expected
 
 
 class Link:
@@ -300,6 +271,9 @@ class Fetch:
                 if start is not None:
                     self._receive(response, mine, start)
                 return start is not None or response.status_code != 200
+        except httpx.UnsupportedProtocol as error:
+            where = f"an address that is not http for {self._partial.target.name}"
+            raise PullFailed(f"the hub sends to {where}: nothing is read there") from error
         except (httpx.TransportError, httpx.DecodingError, httpx.TooManyRedirects, httpx.InvalidURL) as error:
             if self._over.is_set():
                 raise Stopped from error
@@ -309,8 +283,8 @@ class Fetch:
         if isinstance(error, httpx.ReadTimeout):
             return f"no byte came for {self._limits.stall_s:.0f} s"
         if isinstance(error, httpx.ConnectTimeout | httpx.ConnectError):
-            return f"the server can't be reached ({error})"
-        return f"the connection was cut ({error or type(error).__name__})"
+            return f"the server can't be reached ({public(str(error))})"
+        return f"the connection was cut ({public(str(error)) or type(error).__name__})"
 
     def _accept(self, response: httpx.Response, mine: list[Segment], generation: int) -> int | None:
         """Where in the file the answer's body begins, None when it is not for us. Raises Passing or a lasting cause."""

@@ -8,15 +8,17 @@ are not used, nor the token that ``hf auth login`` keeps: endpoint and token are
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import re
+import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 from llmlb.bus.errors import Forbidden, InvalidRequest, LlmlbError, ModelUnknown, PullFailed, Unauthenticated
-from llmlb.node.pull.names import Wanted
+from llmlb.node.pull.names import Wanted, without_credentials
 from llmlb.node.pull.plan import RepoFile
 from llmlb.node.pull.trouble import Backoff, Passing, passes, retry_after_s
 
@@ -24,7 +26,11 @@ log = logging.getLogger("llmlb.node.pull.hub")
 
 ENDPOINT = "https://huggingface.co"
 TIMEOUT_S = 10.0
-THREADS = 2
+MAX_THREADS = 16
+"""That ask at the same time. Pulls that were cancelled leave theirs behind until the hub has answered or the timeout
+is over; with so many of them no further one is begun."""
+
+_ADDRESS = re.compile(r"(?P<scheme>\w+://)(?:[^/\s'\"]*@)?(?P<rest>[^\s?'\"]*)(?:\?[^\s'\"]*)?")
 
 T = TypeVar("T")
 Note = Callable[[str], None]
@@ -51,13 +57,13 @@ class Location:
 
 
 class Hub:
-    """One hub. ``token`` None: without credentials. Close it to end its threads."""
+    """One hub. ``token`` None: without credentials. Its threads end with the process, whatever they wait for."""
 
     def __init__(self, endpoint: str | None = None, token: str | None = None, *, timeout_s: float = TIMEOUT_S) -> None:
         self.endpoint = (endpoint or ENDPOINT).rstrip("/")
         self._token = token
         self._timeout_s = timeout_s
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="llmlb-hub")
+        self._room = threading.BoundedSemaphore(MAX_THREADS)
 
     async def listing(self, wanted: Wanted, on_note: Note | None = None, backoff: Backoff | None = None) -> Listing:
         """The files of a repo, and proof that they may be read, so that a refusal comes before the first byte.
@@ -66,17 +72,47 @@ class Hub:
         Unauthenticated or Forbidden for a lasting cause. Cancelling leaves a thread behind for at most the timeout.
         """
         backoff = backoff or Backoff()
-        loop = asyncio.get_running_loop()
+        loop, said = asyncio.get_running_loop(), ""
         while True:
             started = loop.time()
             try:
-                return await loop.run_in_executor(self._threads, self.list_now, wanted)
+                return await self._in_thread(lambda: self.list_now(wanted))
             except Passing as trouble:
                 wait_s = backoff.failed(started, trouble.retry_after_s)
-                log.warning("hub_waits repo=%s reason=%s wait_s=%.1f", wanted.repo, trouble.reason, wait_s)
+                if trouble.reason != said:
+                    log.warning("hub_waits repo=%s reason=%r wait_s=%.1f", wanted.repo, trouble.reason, wait_s)
+                said = trouble.reason
                 if on_note is not None:
                     on_note(f"{trouble.reason}; next try in {wait_s:.0f} s")
                 await asyncio.sleep(wait_s)
+
+    async def _in_thread(self, ask: Callable[[], T]) -> T:
+        """Not by an executor: the interpreter waits for the threads of those when it ends."""
+        if not self._room.acquire(blocking=False):
+            raise Passing("too many requests to the hub are under way")
+        loop, answer = asyncio.get_running_loop(), asyncio.get_running_loop().create_future()
+
+        def settle(value: T | None, error: Exception | None) -> None:
+            if answer.done():  # cancelled
+                return
+            if error is not None:
+                answer.set_exception(error)
+            else:
+                answer.set_result(value)
+
+        def top() -> None:
+            value, failed = None, None
+            try:
+                value = ask()
+            except Exception as error:  # noqa: BLE001 - the top of a thread; who awaits the answer gets it
+                failed = error
+            finally:
+                self._room.release()
+            with contextlib.suppress(RuntimeError):  # the loop may be closed by now
+                loop.call_soon_threadsafe(settle, value, failed)
+
+        threading.Thread(target=top, name="llmlb-hub", daemon=True).start()
+        return cast(T, await answer)
 
     def list_now(self, wanted: Wanted) -> Listing:
         """As `listing`, blocking, once. Raises Passing as well."""
@@ -86,12 +122,12 @@ class Hub:
         """Where a file is now. Blocks for at most the timeout. Raises as `list_now` does."""
         return self._asked(wanted, lambda: self._locate(wanted.repo, commit, path))
 
-    def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
-
     def _asked(self, wanted: Wanted, ask: Callable[[], T]) -> T:
         import httpx2
+        from huggingface_hub import constants
 
+        # Otherwise it first asks the hub of the environment, which may be another one, for /api/agent-harnesses.
+        constants.HF_HUB_DISABLE_TELEMETRY = True
         try:
             return ask()
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError, LookupError, TypeError) as error:
@@ -121,6 +157,10 @@ class Hub:
         found = get_hf_file_metadata(url, token=token, timeout=self._timeout_s, endpoint=self.endpoint)
         if found.etag is None or found.size is None:
             raise PullFailed(f"the hub tells neither size nor ETag of {path} of {repo}")
+        if urlsplit(found.location).scheme not in ("http", "https"):
+            raise PullFailed(
+                f"the hub sends to an address for {path} of {repo} that is not http: nothing is read there"
+            )
         ours = self._token is not None and _origin(found.location) == _origin(self.endpoint)
         headers = {"Authorization": f"Bearer {self._token}"} if ours else {}
         return Location(found.location, found.etag, found.size, headers)
@@ -131,12 +171,18 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
     return parts.scheme, parts.hostname, parts.port
 
 
+def public(text: str) -> str:
+    """A foreign error's text in one line, without what may be secret in its addresses: names, passwords, signatures."""
+    return _ADDRESS.sub(lambda found: found["scheme"] + found["rest"], " ".join(text.split()))
+
+
 def mapped(error: Exception, wanted: Wanted, endpoint: str, *, has_token: bool) -> LlmlbError | Passing:
     """The failure of a call of huggingface_hub in llmlb's terms. Every class of its errors is covered."""
     import httpx2
     from huggingface_hub import errors as hf
 
-    host, repo, detail = urlsplit(endpoint).netloc, wanted.repo, f"{type(error).__name__}: {error}"[:500]
+    endpoint = without_credentials(endpoint)
+    host, repo, detail = urlsplit(endpoint).netloc, wanted.repo, f"{type(error).__name__}: {public(str(error))}"[:500]
     if isinstance(error, hf.GatedRepoError):
         return _gated(repo, endpoint, detail, has_token=has_token)
     if isinstance(error, hf.RevisionNotFoundError):
@@ -154,7 +200,7 @@ def mapped(error: Exception, wanted: Wanted, endpoint: str, *, has_token: bool) 
     if isinstance(error, httpx2.TimeoutException):
         return Passing(f"{host} does not answer in time")
     if isinstance(error, httpx2.TransportError) and not isinstance(error, httpx2.UnsupportedProtocol):
-        return Passing(f"{host} can't be reached ({str(error) or type(error).__name__})")
+        return Passing(f"{host} can't be reached ({public(str(error)) or type(error).__name__})")
     return PullFailed(f"{host} answered in a way that is not understood", detail=detail)
 
 

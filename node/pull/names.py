@@ -45,6 +45,12 @@ class Wanted:
         return f"{self.repo}:{self.quant}" if self.quant else self.repo
 
 
+def without_credentials(address: str) -> str:
+    """An address as it may be shown: without the name and password that it may hold."""
+    url = urlsplit(address)
+    return url._replace(netloc=url.netloc.rpartition("@")[2]).geturl()
+
+
 def _bad(text: str, why: str) -> InvalidRequest:
     shown = text if len(text) <= 80 else f"{text[:77]}..."
     return InvalidRequest(f"bad model name {shown!r}: {why}", param="model")
@@ -73,7 +79,7 @@ def parse_name(text: str, endpoint: str | None = None) -> Wanted:
 
 def _split(text: str, endpoint: str | None) -> tuple[str | None, str]:
     """(host, path) of an address, (None, text) of a name."""
-    ours = urlsplit(endpoint).netloc.lower() if endpoint else None
+    ours = urlsplit(without_credentials(endpoint)).netloc.lower() if endpoint else None
     scheme, mark, rest = text.partition("://")
     if mark:
         if scheme.lower() == "hf":

@@ -135,13 +135,14 @@ class Partial:
         """Throw away what is there and begin with other content, or with the same once more."""
         try:
             self._start(identity)
-            self._check_room(identity.size)
         except OSError as error:
             raise disk_error(error, self.path) from error
 
     def _start(self, identity: Identity) -> None:
         os.ftruncate(self._map, 0)
         os.ftruncate(self._file, 0)
+        self._state = bytearray()
+        self._check_room(identity.size)  # before the map is made: of a size that is a lie it fills the memory
         os.ftruncate(self._file, identity.size)
         self.identity = identity
         self._dirty = []

@@ -39,6 +39,9 @@ ORDER = (
 PROJECTORS = ("F16", "BF16", "Q8_0", "F32")
 MAX_FILE_NAME = 200
 MAX_FILES = 2_000
+"""Of one model: more would not fit into a message of the bus."""
+MAX_NAMED = 30
+"""In an error: a repo may hold thousands."""
 
 _QUANT = r"(?:UD-)?(?:I?Q\d(?:_(?:K|NL|XXS|XS|XL|S|M|L|P|\d{1,2}))*|TQ\d_\d|BF16|FP?16|FP?32|MXFP4(?:_MOE)?|NVFP4)"
 _QUANT_AT_END = re.compile(rf"(?:^|[./_-])({_QUANT})$", re.IGNORECASE)
@@ -106,7 +109,7 @@ class _Gguf:
 
 def plan(wanted: Wanted, files: Iterable[RepoFile], revision: str) -> Plan:
     """What to fetch. Raises PullFailed: nothing usable inside, quantization or file not there, shards missing."""
-    usable = [file for file in files if _safe(file.path)]
+    usable = [file for file in files if _safe(file.path) and file.size >= 0]
     if wanted.file is not None and wanted.file not in {file.path for file in usable}:
         raise PullFailed(f"{wanted.repo} has no file {wanted.file}")
     ggufs, projectors = _ggufs(usable), [file for file in usable if _is_projector(file.path)]
@@ -131,6 +134,11 @@ def quant_of(path: str) -> str | None:
     return None if match is None else _label(match[1])
 
 
+def is_beside_weights(name: str) -> bool:
+    """Whether a file belongs to the weights of a Safetensors model: settings, tokenizer, licence."""
+    return _BESIDE_WEIGHTS.fullmatch(name) is not None
+
+
 def _label(quant: str) -> str:
     """One spelling of a quantization."""
     upper = quant.upper()
@@ -146,7 +154,10 @@ def _stem(path: str) -> str:
 def _safe(path: str) -> bool:
     name = path.rpartition("/")[2]
     odd = path.startswith("/") or ".." in path.split("/") or _UNSAFE.search(path) is not None
-    return not odd and bool(name) and not name.startswith(".") and len(name.encode()) <= MAX_FILE_NAME
+    try:
+        return not odd and bool(name) and not name.startswith(".") and len(name.encode()) <= MAX_FILE_NAME
+    except UnicodeEncodeError:  # half of a pair of surrogates, which JSON can hold and a file system can't
+        return False
 
 
 def _is_projector(path: str) -> bool:
@@ -176,6 +187,8 @@ def _plan_gguf(wanted: Wanted, ggufs: list[_Gguf], projectors: list[RepoFile], r
     if wanted.file is not None and _is_projector(wanted.file):
         raise PullFailed(f"{wanted.file} of {wanted.repo} is a projector: it comes along with the model's file")
     chosen = _choose(wanted, ggufs)
+    if len(chosen.files) > MAX_FILES:
+        raise PullFailed(f"{wanted.repo} has more than {MAX_FILES} files of {chosen.stem}")
     if len(chosen.files) != chosen.shards:
         raise PullFailed(f"{wanted.repo} has {len(chosen.files)} of the {chosen.shards} files of {chosen.stem}")
     files = [_planned(file) for file in chosen.files]
@@ -202,7 +215,8 @@ def _choose(wanted: Wanted, ggufs: list[_Gguf]) -> _Gguf:
     found = exact or plain or named
     if not found:
         there = sorted({gguf.label or gguf.stem.rpartition("/")[2] for gguf in ggufs}, key=lambda text: text.upper())
-        raise PullFailed(f"{wanted.repo} has no {wanted.quant}; it has {', '.join(there)}")
+        more = f" and {len(there) - MAX_NAMED} more" if len(there) > MAX_NAMED else ""
+        raise PullFailed(f"{wanted.repo} has no {wanted.quant}; it has {', '.join(there[:MAX_NAMED])}{more}")
     return min(found, key=_rank)
 
 
@@ -247,7 +261,9 @@ def _safetensors(wanted: Wanted, files: list[RepoFile]) -> list[RepoFile]:
         raise PullFailed(f"{wanted.repo} has Safetensors files but no config.json")
     stem = _stem(weights[0].path)
     index = root.get(f"{stem}.safetensors.index.json")
-    beside = [file for path, file in sorted(root.items()) if _BESIDE_WEIGHTS.fullmatch(path)]
+    if len(weights) > MAX_FILES:
+        raise PullFailed(f"{wanted.repo} has more than {MAX_FILES} files of {stem}")
+    beside = [file for path, file in sorted(root.items()) if _BESIDE_WEIGHTS.fullmatch(path)][:MAX_FILES]
     return [*weights, *([index] if index else []), *beside]
 
 

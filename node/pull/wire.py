@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -62,6 +63,12 @@ class _Backend(httpcore.NetworkBackend):
         return _Stream(stream, self._wire.opened(stream))
 
 
+@functools.cache
+def _certificates() -> ssl.SSLContext:
+    """One for all downloads: each takes 20 ms, and a MiB that Python does not see and so is in no hurry to free."""
+    return httpx.create_ssl_context()
+
+
 class Wire:
     """A client whose connections can be cut from another thread. Proxy settings of the system are used."""
 
@@ -73,6 +80,7 @@ class Wire:
             timeout=httpx.Timeout(connect_s, read=stall_s),
             limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
             follow_redirects=False,
+            verify=_certificates(),
         )
         self.tuned = self._tune()
 

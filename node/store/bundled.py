@@ -12,8 +12,9 @@ from pathlib import Path
 
 from llmlb.bus.errors import ModelLoadFailed
 from llmlb.bus.messages.models import ModelInfo
+from llmlb.node.store import headers
 from llmlb.node.store.catalog import StoredModel
-from llmlb.node.store.gguf import read_gguf
+from llmlb.node.store.describe import default_system
 
 log = logging.getLogger("llmlb.node.store.bundled")
 
@@ -43,7 +44,7 @@ class BundledSource:
         if path is None:
             return []
         try:
-            info = read_gguf(path)
+            info = headers.gguf.get(path)
         except ModelLoadFailed as error:
             log.error("bundled_model_unusable error=%s", error.message)
             return []
@@ -61,4 +62,5 @@ class BundledSource:
             created_at=path.stat().st_mtime,
         )
         metadata = {key: str(value) for key, value in info.metadata.items()}
-        return [StoredModel(model, path, info.chat_template, info.license or LICENSE, None, metadata)]
+        system = default_system(info.chat_template)
+        return [StoredModel(model, path, info.chat_template, info.license or LICENSE, system, metadata, files=(path,))]

@@ -16,8 +16,14 @@ from llmlb.bus.errors import ModelLoadFailed
 
 MAGIC = b"GGUF"
 MAX_KEYS = 65_536
-MAX_TENSORS = 1_000_000
+MAX_TENSORS = 200_000
+"""The largest models have a few thousand, those with an expert a tensor some 50,000."""
 MAX_STRING_BYTES = 4 * 1024 * 1024
+MAX_METADATA_BYTES = 64 * 1024 * 1024
+"""Of all texts that are kept."""
+MAX_TEXTS = 2_000_000
+"""In one array, which is read one by one. Vocabularies have at most 300,000, their merges twice as many."""
+MAX_PARAMETERS = 10**15
 MAX_KEY_BYTES = 65_535
 MAX_DIMENSIONS = 4
 MAX_LAYERS = 65_536
@@ -64,6 +70,8 @@ _FILE_TYPES = {
     37: "TQ2_0",
     38: "MXFP4",
 }
+_LENGTH = struct.Struct("<Q")
+_CHUNK_BYTES = 256 * 1024
 _QUANT_IN_NAME = re.compile(
     r"[.-]((?:I?Q\d_(?:[A-Z0-9]+(?:_[A-Z]+)?)|F16|F32|BF16|MXFP4))(?:-\d{5}-of-\d{5})?\.gguf$", re.IGNORECASE
 )
@@ -90,6 +98,7 @@ class _Reader:
         self._file = file
         self._path = path
         self.size = path.stat().st_size
+        self._kept = 0
 
     def bad(self, what: str) -> ModelLoadFailed:
         return ModelLoadFailed(f"{self._path.name} is not a readable GGUF file: {what}", detail=str(self._path))
@@ -112,6 +121,9 @@ class _Reader:
         length = self.scalar("Q")
         if length > limit:
             raise self.bad(f"a text of {length} bytes")
+        self._kept += length
+        if self._kept > MAX_METADATA_BYTES:
+            raise self.bad(f"more than {MAX_METADATA_BYTES} bytes of texts")
         return self.take(length).decode("utf-8", "replace")
 
     def value(self, kind: int, *, largest: bool = False) -> Scalar:
@@ -137,13 +149,27 @@ class _Reader:
         if kind in _SCALARS:
             self.skip(count * struct.calcsize("<" + _SCALARS[kind]))
         elif kind == _STRING:
-            if count * 8 > self.size:
+            if count > MAX_TEXTS or count * 8 > self.size:
                 raise self.bad(f"an array of {count} texts")
-            for _ in range(count):
-                self.skip(self.scalar("Q"))
+            self._skip_texts(count)
         else:
             raise self.bad(f"an array of type {kind}")
         return int(count)
+
+    def _skip_texts(self, count: int) -> None:
+        """Skip so many texts. In large reads: vocabularies have hundreds of thousands, and each list shows them."""
+        unpack, head = _LENGTH.unpack_from, _LENGTH.size
+        data, at = b"", 0
+        for _ in range(count):
+            if at + head > len(data):
+                data, at = data[at:] + self._file.read(_CHUNK_BYTES), 0
+                if len(data) < head:
+                    raise self.bad("it ends early")
+            at += head + unpack(data, at)[0]
+            if at > len(data):
+                self.skip(at - len(data))
+                data, at = b"", 0
+        self._file.seek(at - len(data), 1)
 
 
 def read_gguf(path: Path) -> GgufInfo:
@@ -168,17 +194,7 @@ def _read(reader: _Reader, path: Path) -> GgufInfo:
     for _ in range(keys):
         key = reader.string(MAX_KEY_BYTES)
         metadata[key] = reader.value(reader.scalar("I"), largest=key.endswith(_BY_LAYER))
-    parameters = 0
-    for _ in range(tensors):
-        reader.skip(reader.scalar("Q"))
-        dimensions = reader.scalar("I")
-        if dimensions > MAX_DIMENSIONS:
-            raise reader.bad(f"a tensor of {dimensions} dimensions")
-        count = 1
-        for _ in range(dimensions):
-            count *= reader.scalar("Q")
-        parameters += count
-        reader.skip(4 + 8)
+    parameters = sum(_tensor(reader) for _ in range(tensors))
     architecture = metadata.get("general.architecture")
     if not isinstance(architecture, str) or not architecture:
         raise reader.bad("it names no architecture")
@@ -188,13 +204,29 @@ def _read(reader: _Reader, path: Path) -> GgufInfo:
     return GgufInfo(
         architecture=architecture,
         quantization=_quantization(metadata, path),
-        parameters=parameters or None,
+        parameters=parameters if 0 < parameters <= MAX_PARAMETERS else None,
         context_length=context if isinstance(context, int) else None,
         chat_template=template if isinstance(template, str) else None,
         license=license if isinstance(license, str) else None,
         size_bytes=reader.size,
         metadata=metadata,
     )
+
+
+def _tensor(reader: _Reader) -> int:
+    """Skip one tensor's entry; the numbers in it."""
+    name = reader.scalar("Q")
+    if not name:
+        raise reader.bad("a tensor without a name")
+    reader.skip(name)
+    dimensions = reader.scalar("I")
+    if dimensions > MAX_DIMENSIONS:
+        raise reader.bad(f"a tensor of {dimensions} dimensions")
+    count = 1
+    for _ in range(dimensions):
+        count *= reader.scalar("Q")
+    reader.skip(4 + 8)
+    return count
 
 
 def _quantization(metadata: dict[str, Scalar], path: Path) -> str | None:

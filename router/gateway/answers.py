@@ -1,4 +1,4 @@
-"""Generated answers as HTTP: whole, or as server-sent events. Shared by the chat and the completions route.
+"""Generated answers as HTTP: whole, or as server-sent events. Shared by every route that generates.
 
 One HTTP request may want several choices: each is a request of its own on the bus, and their events are merged here.
 """
@@ -9,9 +9,9 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import orjson
 from sanic import Request
@@ -29,8 +29,10 @@ from llmlb.bus.messages.infer import (
     Usage,
 )
 from llmlb.bus.tasks import Background
+from llmlb.router.call import Call, Direct
 from llmlb.router.gateway import sse
-from llmlb.router.gateway.http_errors import body_of
+from llmlb.router.gateway.calls import call_of
+from llmlb.router.gateway.http_errors import id_headers
 
 log = logging.getLogger("llmlb.router.gateway.answers")
 
@@ -40,6 +42,9 @@ PARALLEL_CHOICES = 8
 """Choices of one request that are worked on at a time."""
 CHOICE_EVENTS_MAX = 256
 """Events of all choices that wait for the client; a slow one slows its choices down."""
+
+UNSENT_MAX = 64 * 1024
+"""Bytes a client may leave unread before its answer waits for it."""
 
 Event = Progress | Delta | Embedded | End
 
@@ -64,6 +69,11 @@ class Answer:
             self.logprobs += event.logprobs
         elif isinstance(event, End):
             self.end = event
+
+    def take(self, delta: Delta) -> bool:
+        """As :meth:`add`, for the direct way."""
+        self.add(delta)
+        return True
 
     def _add_call(self, piece: ToolCallPiece) -> None:
         """A call comes in pieces: the first one has its id and name, all have some of its arguments."""
@@ -90,8 +100,20 @@ class Shape(Protocol):
     def last(self, index: int, end: End) -> bytes:
         """The event with the finish reason of a choice."""
 
-    def usage(self, usage: Usage) -> bytes:
-        """The event with the usage of all choices, if it was asked for."""
+    def finish(self, usage: Usage) -> bytes:
+        """What comes after the last event of the last choice. ``usage``: of all choices."""
+
+    def alive(self, progress: Progress) -> bytes:
+        """A sign of life while no token comes. Called for each, and sent only once it takes long."""
+
+    def failed(self, error: LlmlbError) -> bytes:
+        """The event of an answer that fails after its headers are out; nothing comes after it."""
+
+
+Run = Callable[[InferRequest, Call], AsyncGenerator[Event, None]]
+"""Runs one request."""
+BeforeEnd = Callable[[Answer], Awaitable[None]]
+"""Awaited before the end of an answer goes to the client. Of a stream it gets the end alone: its shape saw the rest."""
 
 
 def usage_body(usage: Usage) -> dict[str, Any]:
@@ -173,25 +195,39 @@ async def merged(streams: Sequence[AsyncGenerator[Event, None]]) -> AsyncGenerat
 
 
 async def respond_whole(
-    events: AsyncGenerator[tuple[int, Event], None], shape: Shape, choices: int, prompts: int
+    events: AsyncGenerator[tuple[int, Event], None],
+    shape: Shape,
+    choices: int,
+    prompts: int,
+    direct: Direct | None = None,
+    before_end: BeforeEnd | None = None,
 ) -> HTTPResponse:
     """Wait for the end, then answer. Raises LlmlbError; a client that goes away cancels this, and with it the work."""
     answers = [Answer() for _ in range(choices)]
+    if direct is not None:
+        direct.piece = answers[0].take
     async with contextlib.aclosing(events):
         async for index, event in events:
             answers[index].add(event)
     ends = [answer.end for answer in answers if answer.end is not None]
+    if before_end is not None:
+        await before_end(answers[0])
     body = shape.whole(answers, total_usage(ends, prompts))
     return raw(orjson.dumps(body), content_type="application/json")
 
 
 async def respond_stream(
-    request: Request, events: AsyncGenerator[tuple[int, Event], None], shape: Shape, prompts: int
+    request: Request,
+    events: AsyncGenerator[tuple[int, Event], None],
+    shape: Shape,
+    prompts: int,
+    direct: Direct | None = None,
+    before_end: BeforeEnd | None = None,
 ) -> None:
     """Send the answers as they come.
 
-    Raises LlmlbError while no header is sent; after that a failure is one typed ``data: {"error": …}`` event and the
-    end of the stream, without ``[DONE]``.
+    Raises LlmlbError while no header is sent; after that a failure is one typed event of the shape and the end of the
+    stream, without ``[DONE]``.
     """
     began = time.monotonic()
     response = None
@@ -201,10 +237,11 @@ async def respond_stream(
         try:
             async for index, event in events:
                 if isinstance(event, Progress):
+                    sign = shape.alive(event)
                     if response is None and time.monotonic() - began < QUIET_S:
                         continue
                     response = response or await _begin(request)
-                    await response.send(sse.comment(event.phase))
+                    await response.send(sign)
                     continue
                 out = b""
                 if index not in opened:
@@ -215,40 +252,83 @@ async def respond_stream(
                     out += shape.piece(index, event)
                 elif isinstance(event, End):
                     ends[index] = event
+                    if before_end is not None:
+                        await before_end(Answer(end=event))
                     out += shape.last(index, event)
                 if out and response is not None:
                     await response.send(out)
+                    if direct is not None and direct.piece is None and isinstance(event, Delta):
+                        direct.piece = _writer(request, shape)
             if response is not None:
                 usage = total_usage([ends[index] for index in sorted(ends)], prompts)
-                await response.send(shape.usage(usage) + sse.DONE)
+                if tail := shape.finish(usage):
+                    await response.send(tail)
         except LlmlbError as error:
             if response is None:
                 raise
             log.warning("stream_failed reason=%s error=%r detail=%s", error.reason, error.message, error.detail)
-            await response.send(sse.data(body_of(error)))
+            await response.send(shape.failed(error))
         except Exception as error:  # the top of a request whose headers are out
             # Sanic would cut the connection, which clients take for a broken network.
             if response is None:
                 raise
             log.error("stream_failed", exc_info=error)
-            await response.send(sse.data(body_of(LlmlbError("internal error"))))
+            await response.send(shape.failed(LlmlbError("internal error")))
     if response is not None:
         await response.eof()
 
 
+def sign_of_life(event: Progress) -> str:
+    """The text of a comment while no token comes."""
+    if event.phase == "queued" and event.total:
+        wait = "" if event.wait_s is None else f" x-llmlb-queue-wait-s={event.wait_s:.1f}"
+        return f"queued x-llmlb-queue-position={event.done} of {event.total}{wait}"
+    return event.phase
+
+
+def _writer(request: Request, shape: Shape) -> Callable[[Delta], bool] | None:
+    """Writes pieces of the only choice past Sanic, in the chunks that it would make; None where it makes none."""
+    stream, transport = request.stream, cast(asyncio.WriteTransport | None, request.transport)
+    chunked = getattr(getattr(stream, "response_func", None), "__name__", "") == "http1_response_chunked"
+    if not chunked or transport is None:
+        return None
+
+    def piece(delta: Delta) -> bool:
+        if transport.is_closing() or transport.get_write_buffer_size() > UNSENT_MAX:
+            return False
+        data = shape.piece(0, delta)
+        if data:
+            transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        return True
+
+    return piece
+
+
 async def _begin(request: Request) -> Any:
-    headers = {**sse.HEADERS, "x-request-id": request.ctx.request_id}
+    headers = {**sse.HEADERS, **id_headers(request)}
     return await request.respond(content_type=sse.CONTENT_TYPE, headers=headers)
 
 
 async def respond(
-    request: Request, inner: Sequence[InferRequest], shape: Shape, *, stream: bool, prompts: int = 1
+    request: Request,
+    inner: Sequence[InferRequest],
+    shape: Shape,
+    *,
+    stream: bool,
+    prompts: int = 1,
+    run: Run | None = None,
+    before_end: BeforeEnd | None = None,
 ) -> HTTPResponse | None:
-    """Run the requests, one a choice, and answer in the asked form. ``prompts``: how many different ones there are."""
+    """Run the requests, one a choice, and answer in the asked form. ``prompts``: how many different ones there are.
+
+    ``run``: instead of the gateway's inference. ``before_end``: for an answer of one choice.
+    """
     log.debug("infer request=%s model=%r choices=%d", inner[0].request_id, inner[0].model, len(inner))
-    inference = request.app.ctx.gateway.inference
-    events = merged([inference.stream(one) for one in inner])
+    run = run or request.app.ctx.gateway.inference.stream
+    direct = Direct() if len(inner) == 1 else None
+    call = call_of(request, streamed=stream, direct=direct)
+    events = merged([run(one, call) for one in inner])
     if stream:
-        await respond_stream(request, events, shape, prompts)
+        await respond_stream(request, events, shape, prompts, direct, before_end)
         return None
-    return await respond_whole(events, shape, len(inner), prompts)
+    return await respond_whole(events, shape, len(inner), prompts, direct, before_end)

@@ -17,15 +17,20 @@ from sanic.response import HTTPResponse
 from llmlb.bus.errors import ConfigError
 from llmlb.bus.logs import request_id_var
 from llmlb.router.gateway import (
+    anthropic,
     auth,
+    cookies,
+    identity,
     llmlb_node,
     llmlb_router,
     openai_chat,
     openai_embeddings,
     openai_models,
+    openai_responses,
     operations,
+    requests,
 )
-from llmlb.router.gateway.http_errors import handle_exception
+from llmlb.router.gateway.http_errors import handle_exception, id_headers
 from llmlb.router.gateway.ports import Gateway
 
 log = logging.getLogger("llmlb.router.gateway.app")
@@ -59,9 +64,11 @@ def build_app(gateway: Gateway) -> Sanic[Any, Any]:
     )
     _touched_up = True
     app.ctx.gateway = gateway
-    for module in (operations, openai_models, openai_chat, openai_embeddings):
+    for module in (operations, identity, openai_models, openai_chat, openai_embeddings, openai_responses, anthropic):
         app.blueprint(module.routes)
     app.blueprint(llmlb_router.routes if gateway.role == "router" else llmlb_node.routes)
+    if gateway.role == "router":
+        app.blueprint(requests.routes)
     app.exception(Exception)(_on_exception)
     app.register_middleware(_on_request, "request")
     app.register_middleware(_on_response, "response")
@@ -80,9 +87,9 @@ async def _on_request(request: Request) -> None:
 
 
 async def _on_response(request: Request, response: Any) -> None:
-    # A request that Sanic refused before our middleware has no id yet.
-    request_id = getattr(request.ctx, "request_id", None) or uuid.uuid4().hex
-    response.headers["x-request-id"] = request_id
+    response.headers.update(id_headers(request))
+    response.headers.update(auth.headers_of(request))
+    await cookies.renew(request, response)
 
 
 class GatewayServer:
@@ -94,9 +101,12 @@ class GatewayServer:
         self.port = 0
         """The port it listens on, once started."""
 
-    async def start(self, host: str, port: int) -> None:
-        """Listen; port 0 lets the system choose. Raises ConfigError when the address can't be had."""
-        sock = _bind(host, port)
+    async def start(self, host: str, port: int, *, shared: bool = False) -> None:
+        """Listen; port 0 lets the system choose. ``shared``: with other processes on the same port.
+
+        Raises ConfigError when the address can't be had.
+        """
+        sock = _bind(host, port, shared=shared)
         self.port = sock.getsockname()[1]
         with contextlib.ExitStack() as undo:
             undo.callback(sock.close)
@@ -132,12 +142,14 @@ class GatewayServer:
         Sanic.unregister_app(self._app)
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def _bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
     """A listening socket's socket. Raises ConfigError, naming the address."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind((host, port))
     except OSError as error:
         sock.close()

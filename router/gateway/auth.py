@@ -1,37 +1,158 @@
-"""Who may: peers on this machine. Any other peer needs credentials, which this version can't issue yet.
+"""Who may: checked in memory before any handler, a few microseconds a request.
 
-The address is the socket's own; a forwarded-for header is never believed. No CORS headers are sent.
+A program on the same machine needs no credentials until the first user exists, every other peer always does.
+Credentials are an API key (``Authorization: Bearer``, ``x-api-key``) or a session's cookie; with the cookie, whatever
+changes something needs ``X-CSRF-Token`` too. No CORS headers are sent.
 """
 
 from __future__ import annotations
 
-import ipaddress
+import hmac
+import time
+from dataclasses import dataclass
+from typing import Any
 
 from sanic import Request
 
-from llmlb.bus.errors import Unauthenticated
+from llmlb.bus.errors import BusDown, Forbidden, RateLimited, Unauthenticated
+from llmlb.bus.messages.identity import ApiKey, User
+from llmlb.router.gateway.peers import by_trusted_proxy, is_forwarded, is_loopback, is_own_page, peer_of
+from llmlb.router.gateway.permissions import Rule, rule_of
+from llmlb.router.gateway.ports import Gateway
+from llmlb.router.identity.limits import Meter
+from llmlb.router.identity.signed import Claims, csrf_token
 
-OPEN_PATHS = frozenset({"/health", "/ready"})
+SESSION_COOKIE = "llmlb_session"
+CSRF_COOKIE = "llmlb_csrf"
+CSRF_HEADER = "x-csrf-token"
+SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+
+NO_CREDENTIALS = (
+    "this gateway needs an API key or a login; only programs on the same machine may use it without, until the first "
+    "user exists; LLMLB_AUTH=off opens it to every peer of a trusted network"
+)
+BAD_KEY = "this API key is not valid here: it is unknown, was revoked, or has expired"
 
 
-def is_loopback(address: str) -> bool:
-    """True for 127.0.0.0/8, ::1, and an IPv4 loopback address inside IPv6."""
-    try:
-        ip = ipaddress.ip_address(address.split("%", 1)[0])
-    except ValueError:
-        return False
-    mapped = getattr(ip, "ipv4_mapped", None)
-    return (mapped or ip).is_loopback
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Principal:
+    """Who asks. ``key`` or ``user`` is set, or neither: a program on this machine, or anybody while auth is off."""
+
+    key: ApiKey | None = None
+    user: User | None = None
+    claims: Claims | None = None
+    """Of the user's session."""
+
+    @property
+    def name(self) -> str:
+        """For records: who did it."""
+        return self.user.name if self.user is not None else f"key:{self.key.name}" if self.key is not None else "local"
+
+    def may(self, rule: Rule) -> bool:
+        if self.key is not None:
+            return rule.anyone or rule.permission in self.key.permissions
+        if self.user is not None:
+            return self.user.role == "admin" or (self.user.role == "viewer" and rule.viewer)
+        return True
+
+
+LOCAL = Principal()
+
+
+def key_text(request: Request) -> str:
+    """The API key that was sent, or nothing."""
+    headers = request.headers
+    given = headers.get("authorization")
+    if given is not None and given[:7].lower() == "bearer ":
+        return str(given[7:].strip())
+    return str(headers.get("x-api-key") or "")
 
 
 def check(request: Request) -> None:
-    """Raises Unauthenticated for a peer that may not."""
-    if request.path in OPEN_PATHS or request.app.ctx.gateway.settings.auth == "off":
+    """Raises Unauthenticated, Forbidden, RateLimited, or BusDown while it is not known whether there are users."""
+    rule = rule_of(request)
+    gateway: Gateway = request.app.ctx.gateway
+    if rule.public or gateway.settings.auth == "off":
+        request.ctx.principal = LOCAL
         return
-    peer = request.transport.get_extra_info("peername") if request.transport is not None else None
-    if peer and is_loopback(str(peer[0])):
+    principal = _who(request, gateway)
+    request.ctx.principal = principal
+    if not principal.may(rule):
+        needed = f" the permission {rule.permission}" if principal.key is not None else " an admin"
+        raise Forbidden(f"this needs{needed}; what was sent does not allow it")
+    if principal.key is not None and rule.permission == "inference" and gateway.identity is not None:
+        meter = gateway.identity.directory.meter(principal.key.key_id)
+        if meter is not None and request.method == "POST":
+            _admit(request, meter)
+
+
+def _who(request: Request, gateway: Gateway) -> Principal:
+    directory = None if gateway.identity is None else gateway.identity.directory
+    text = key_text(request)
+    if text and directory is not None and (key := directory.key(text)) is not None:
+        return Principal(key=key)
+    if not text and directory is not None and (token := _cookie(request)):
+        found = directory.session(token)
+        if found is not None:
+            _check_csrf(request, found[1], directory.secret)
+            return Principal(user=found[0], claims=found[1])
+    if _is_local(request, gateway):
+        if directory is None or (directory.known and not directory.has_users):
+            return _own(request)
+        if not directory.known:
+            raise BusDown("the bus has not said yet who may use this gateway")
+    elif directory is not None and not directory.known and (text or "cookie" in request.headers):
+        raise BusDown("the bus has not said yet who may use this gateway")
+    raise Unauthenticated(BAD_KEY if text else NO_CREDENTIALS)
+
+
+def _own(request: Request) -> Principal:
+    """Raises Forbidden when a page of another site asks through a browser on this machine."""
+    if not is_own_page(request):
+        raise Forbidden("a page of another site asks, or another name leads here; use the address of this machine")
+    return LOCAL
+
+
+def _is_local(request: Request, gateway: Gateway) -> bool:
+    """A program on this machine that asks for itself, or for such a one through a trusted proxy."""
+    trusted = gateway.settings.trusted_proxies
+    if not is_loopback(peer_of(request, trusted)):
+        return False
+    # A trusted proxy that does not say for whom it asks asks for a stranger.
+    named = request.headers.get("x-forwarded-for", "").strip()
+    return not is_forwarded(request) or (by_trusted_proxy(request, trusted) and bool(named))
+
+
+def _cookie(request: Request) -> str:
+    return str(request.cookies.get(SESSION_COOKIE) or "") if "cookie" in request.headers else ""
+
+
+def _check_csrf(request: Request, claims: Claims, secret: bytes) -> None:
+    if request.method in SAFE:
         return
-    raise Unauthenticated(
-        "only programs on the same machine may use this gateway; "
-        "LLMLB_AUTH=off opens it to every peer of a trusted network"
-    )
+    given = request.headers.get(CSRF_HEADER, "")
+    if not hmac.compare_digest(given.encode(), csrf_token(claims.session_id, secret).encode()):
+        raise Forbidden(f"with a cookie, changes need the header {CSRF_HEADER}: the value of the cookie {CSRF_COOKIE}")
+
+
+def _admit(request: Request, meter: Meter) -> None:
+    now = time.monotonic()
+    request.ctx.meter = meter
+    refusal = meter.refusal(now)
+    if refusal is not None:
+        error = RateLimited(refusal[0])
+        error.retry_after_s = max(1, int(refusal[1]) + 1)
+        raise error
+    meter.begin(now)
+
+
+def headers_of(request: Request) -> dict[str, str]:
+    """What every answer to this request says of its key's limits."""
+    meter: Meter | None = getattr(request.ctx, "meter", None)
+    return {} if meter is None else meter.headers(time.monotonic())
+
+
+def principal_of(request: Any) -> Principal:
+    """Who asks, once it was checked."""
+    principal: Principal = getattr(request.ctx, "principal", LOCAL)
+    return principal

@@ -1,12 +1,14 @@
 """Errors as HTTP: the only map from an error to status and body.
 
-One body everywhere: ``{"error": {"message", "type", "param", "code"}}``. Source of the types: OpenAI's API reference,
-"Error codes"; ``code`` is the reason of the error in :mod:`llmlb.bus.errors`.
+One body everywhere but on the routes of Anthropic's API: ``{"error": {"message", "type", "param", "code"}}``.
+Source of the types: OpenAI's API reference, "Error codes"; ``code`` is the reason of the error in
+:mod:`llmlb.bus.errors`.
 """
 
 from __future__ import annotations
 
 import logging
+import uuid
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,10 +41,14 @@ ANSWERS: dict[type[errors.LlmlbError], Answer] = {
     errors.InvalidRequest: Answer(400, "invalid_request_error"),
     errors.ContextOverflow: Answer(400, "invalid_request_error"),
     errors.ModelUnknown: Answer(404, "not_found_error"),
+    errors.NodeUnknown: Answer(404, "not_found_error"),
+    errors.NotFound: Answer(404, "not_found_error"),
     errors.CapacityError: Answer(503, "server_error", RETRY_LATER_S),
     errors.NoCapableNode: Answer(503, "server_error", RETRY_LATER_S),
+    errors.ModelDownloading: Answer(503, "server_error", RETRY_LATER_S),
     errors.QueueFull: Answer(429, "rate_limit_error", RETRY_SOON_S),
     errors.NodeBusy: Answer(429, "rate_limit_error", RETRY_SOON_S),
+    errors.RateLimited: Answer(429, "rate_limit_error", RETRY_SOON_S),
     errors.OutOfMemory: Answer(503, "server_error", RETRY_LATER_S),
     errors.OutOfDisk: Answer(503, "server_error", RETRY_LATER_S),
     errors.NodeError: Answer(500, "server_error"),
@@ -61,6 +67,7 @@ ANSWERS: dict[type[errors.LlmlbError], Answer] = {
     errors.DeadlineExceeded: Answer(504, "timeout_error"),
     errors.Cancelled: Answer(499, "cancelled"),
     errors.Conflict: Answer(409, "conflict_error"),
+    errors.HistoryDown: Answer(503, "server_error", RETRY_LATER_S),
     errors.ConfigError: Answer(500, "server_error"),
 }
 
@@ -94,15 +101,61 @@ def body_of(error: errors.LlmlbError) -> dict[str, Any]:
     }
 
 
-def _response(status: int, body: dict[str, Any], headers: dict[str, str] | None = None) -> HTTPResponse:
+# Anthropic's types, by status. Source: Anthropic's API reference, "Errors".
+_ANTHROPIC: dict[int, str] = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    409: "conflict_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
+def speaks_anthropic(request: Request | None) -> bool:
+    """True for the routes whose clients expect Anthropic's errors and headers."""
+    return request is not None and (request.path == "/v1/messages" or request.path.startswith("/v1/messages/"))
+
+
+def id_headers(request: Request) -> dict[str, str]:
+    """The request's id as the client of its route looks for it."""
+    # A request that Sanic refused before our middleware has none yet.
+    request.ctx.request_id = getattr(request.ctx, "request_id", None) or uuid.uuid4().hex
+    headers = {"x-request-id": request.ctx.request_id}
+    if speaks_anthropic(request):
+        headers["request-id"] = request.ctx.request_id
+    return headers
+
+
+def anthropic_body(status: int, body: dict[str, Any], request_id: str | None) -> dict[str, Any]:
+    """Our body in Anthropic's shape; the field at fault is named in the text."""
+    error = body["error"]
+    message, param = error["message"], error["param"]
+    if param and not message.startswith(param):
+        message = f"{param}: {message}"
+    kind = _ANTHROPIC.get(status) or ("invalid_request_error" if 400 <= status < 499 else "api_error")
+    return {"type": "error", "error": {"type": kind, "message": message}, "request_id": request_id}
+
+
+def _response(
+    status: int, body: dict[str, Any], headers: dict[str, str] | None = None, request: Request | None = None
+) -> HTTPResponse:
+    if request is not None and speaks_anthropic(request):
+        body = anthropic_body(status, body, id_headers(request)["request-id"])
     return raw(orjson.dumps(body), status=status, headers=headers, content_type="application/json")
 
 
-def to_response(error: errors.LlmlbError) -> HTTPResponse:
-    """The HTTP answer to an error."""
+def to_response(error: errors.LlmlbError, request: Request | None = None) -> HTTPResponse:
+    """The HTTP answer to an error, in the shape that the route's clients expect."""
     answer = answer_of(error)
-    headers = {} if answer.retry_after_s is None else {"Retry-After": str(answer.retry_after_s)}
-    return _response(answer.status, body_of(error), headers)
+    # A limit knows when there is room again.
+    retry_after_s = error.retry_after_s if isinstance(error, errors.RateLimited) else answer.retry_after_s
+    headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
+    if isinstance(error, errors.Unauthenticated):
+        headers["WWW-Authenticate"] = "Bearer"  # RFC 9110: a 401 says what it wants
+    return _response(answer.status, body_of(error), headers, request)
 
 
 def handle_exception(request: Request | None, error: Exception) -> HTTPResponse:
@@ -110,13 +163,14 @@ def handle_exception(request: Request | None, error: Exception) -> HTTPResponse:
     if isinstance(error, errors.LlmlbError):
         if answer_of(error).status >= 500:
             log.warning("request_failed reason=%s error=%r detail=%s", error.reason, error.message, error.detail)
-        return to_response(error)
+        return to_response(error, request)
     if isinstance(error, SanicException):
         status = error.status_code
         kind, code, message = _SANIC.get(status, ("invalid_request_error", "invalid_request", str(error)))
         if status == 413 and request is not None:
             message = f"the request body is larger than {request.app.config.REQUEST_MAX_SIZE} bytes"
         headers = {str(k): str(v) for k, v in (error.headers or {}).items()}
-        return _response(status, {"error": {"message": message, "type": kind, "param": None, "code": code}}, headers)
+        body = {"error": {"message": message, "type": kind, "param": None, "code": code}}
+        return _response(status, body, headers, request)
     log.error("unexpected_error path=%s", None if request is None else request.path, exc_info=error)
-    return to_response(errors.LlmlbError("internal error"))
+    return to_response(errors.LlmlbError("internal error"), request)

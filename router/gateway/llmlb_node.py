@@ -11,6 +11,7 @@ from sanic import Blueprint, Request
 from sanic.response import HTTPResponse, raw
 
 from llmlb.bus.errors import InvalidRequest
+from llmlb.bus.messages.pulls import PullProgress
 from llmlb.router.gateway.llmlb_router import message
 from llmlb.router.gateway.openai_schema import MAX_MODEL_NAME, parse
 
@@ -36,6 +37,13 @@ class PullBody(BaseModel):
     model: StrictStr = Field(min_length=1, max_length=MAX_ADDRESS)
 
 
+def _shown(task: PullProgress) -> PullProgress:
+    """Without the diagnostic of its error, which is for logs: it names folders, and what a hub has answered."""
+    if task.error is None:
+        return task
+    return task.model_copy(update={"error": task.error.model_copy(update={"detail": None})})
+
+
 def _ops(request: Request) -> Any:
     return request.app.ctx.gateway.node_ops
 
@@ -52,7 +60,8 @@ async def stop(request: Request) -> HTTPResponse:
 
 @routes.post("/models/pull")
 async def pull(request: Request) -> HTTPResponse:
-    return message(await _ops(request).pull(parse(PullBody, request.body).model), status=202)
+    started = await _ops(request).pull(parse(PullBody, request.body).model)
+    return message(started.model_copy(update={"task": _shown(started.task)}), status=202)
 
 
 @routes.delete("/models/<model:path>")
@@ -62,12 +71,13 @@ async def remove(request: Request, model: str) -> HTTPResponse:
 
 @routes.get("/tasks")
 async def tasks(request: Request) -> HTTPResponse:
-    return message(await _ops(request).tasks())
+    found = await _ops(request).tasks()
+    return message(found.model_copy(update={"tasks": tuple(_shown(task) for task in found.tasks)}))
 
 
 @routes.get("/tasks/<task:path>")
 async def task(request: Request, task: str) -> HTTPResponse:
-    return message((await _ops(request).tasks(unquote(task))).tasks[0])
+    return message(_shown((await _ops(request).tasks(unquote(task))).tasks[0]))
 
 
 @routes.delete("/tasks/<task:path>")
@@ -76,7 +86,8 @@ async def cancel_task(request: Request, task: str) -> HTTPResponse:
     purge = request.args.get("purge", "0")
     if purge not in ("0", "1", "false", "true"):
         raise InvalidRequest("purge is 0 or 1", param="purge")
-    return message(await _ops(request).cancel_task(unquote(task), purge=purge in ("1", "true")))
+    cancelled = await _ops(request).cancel_task(unquote(task), purge=purge in ("1", "true"))
+    return message(cancelled.model_copy(update={"task": _shown(cancelled.task)}))
 
 
 @routes.get("/models/<model:path>")

@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import BaseModel, ConfigDict, Field, StrictStr
 from sanic import Blueprint, Request
 from sanic.response import HTTPResponse, raw
 
 from llmlb.bus.codec import encode
 from llmlb.bus.messages.base import Message
+from llmlb.bus.messages.router import ChangeNode, MakeJoinToken
+from llmlb.router.gateway.openai_schema import parse
 
 routes = Blueprint("llmlb_router", url_prefix="/v0")
+
+TEN_YEARS_S = 10 * 365 * 86400.0
+
+
+class LabelsBody(BaseModel):
+    """PUT /v0/nodes/<node>/labels: all that an admin gives it, in place of those before."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    labels: tuple[Annotated[StrictStr, Field(max_length=63)], ...] = Field(max_length=32)
+
+
+class JoinTokenBody(BaseModel):
+    """POST /v0/join-tokens."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: StrictStr = Field(default="", max_length=100)
+    uses: int | None = Field(default=None, ge=1, le=10_000)
+    expires_in_s: float | None = Field(default=None, gt=0, le=TEN_YEARS_S)
 
 
 def message(body: Message, *, status: int = 200) -> HTTPResponse:
@@ -40,3 +63,40 @@ async def status(request: Request) -> HTTPResponse:
 @routes.post("/nodes/<node:str>/approve")
 async def approve(request: Request, node: str) -> HTTPResponse:
     return message(await _ops(request).approve(node))
+
+
+async def _change(request: Request, node: str, action: Literal["reject", "drain", "undrain"]) -> HTTPResponse:
+    return message(await _ops(request).change(ChangeNode(node=node, action=action)))
+
+
+@routes.post("/nodes/<node:str>/reject")
+async def reject(request: Request, node: str) -> HTTPResponse:
+    return await _change(request, node, "reject")
+
+
+@routes.post("/nodes/<node:str>/drain")
+async def drain(request: Request, node: str) -> HTTPResponse:
+    return await _change(request, node, "drain")
+
+
+@routes.post("/nodes/<node:str>/undrain")
+async def undrain(request: Request, node: str) -> HTTPResponse:
+    return await _change(request, node, "undrain")
+
+
+@routes.put("/nodes/<node:str>/labels")
+async def label(request: Request, node: str) -> HTTPResponse:
+    given = parse(LabelsBody, request.body).labels
+    return message(await _ops(request).change(ChangeNode(node=node, action="label", labels=given)))
+
+
+@routes.delete("/nodes/<node:str>")
+async def remove(request: Request, node: str) -> HTTPResponse:
+    return message(await _ops(request).remove(node))
+
+
+@routes.post("/join-tokens")
+async def make_join_token(request: Request) -> HTTPResponse:
+    body = parse(JoinTokenBody, request.body)
+    made = MakeJoinToken(name=body.name, uses=body.uses, expires_in_s=body.expires_in_s)
+    return message(await _ops(request).make_join_token(made), status=201)

@@ -12,9 +12,12 @@ from typing import Any
 from sanic import Blueprint, Request
 from sanic.response import HTTPResponse
 
-from llmlb.bus.messages.infer import Delta, End, InferRequest, TokenLogprob, ToolCallPiece, TopLogprob, Usage
+from llmlb.bus.errors import LlmlbError
+from llmlb.bus.messages.infer import Delta, End, InferRequest, Progress, TokenLogprob, ToolCallPiece, TopLogprob, Usage
 from llmlb.router.gateway import sse
-from llmlb.router.gateway.answers import Answer, respond, usage_body
+from llmlb.router.gateway.answers import Answer, respond, sign_of_life, usage_body
+from llmlb.router.gateway.calls import inner_id
+from llmlb.router.gateway.http_errors import body_of
 from llmlb.router.gateway.image_fetch import with_images
 from llmlb.router.gateway.openai_schema import ChatRequest, CompletionRequest, parse
 
@@ -81,10 +84,16 @@ class _Shape(ABC):
     def last(self, index: int, end: End) -> bytes:
         return sse.data(self._chunk([self._stop(index, end)]))
 
-    def usage(self, usage: Usage) -> bytes:
+    def finish(self, usage: Usage) -> bytes:
         if not self._usage:
-            return b""
-        return sse.data({**self._head(self._chunk_object), "choices": [], "usage": usage_body(usage)})
+            return sse.DONE
+        return sse.data({**self._head(self._chunk_object), "choices": [], "usage": usage_body(usage)}) + sse.DONE
+
+    def alive(self, progress: Progress) -> bytes:
+        return sse.comment(sign_of_life(progress))
+
+    def failed(self, error: LlmlbError) -> bytes:
+        return sse.data(body_of(error))
 
     def whole(self, answers: Sequence[Answer], usage: Usage) -> dict[str, Any]:
         choices = [self._whole(index, answer) for index, answer in enumerate(answers)]
@@ -224,7 +233,7 @@ def choices_of(request: InferRequest, count: int) -> list[InferRequest]:
 @routes.post("/v1/chat/completions")
 async def chat_completions(request: Request) -> HTTPResponse | None:
     body = parse(ChatRequest, request.body)
-    inner, images = body.request(uuid.uuid4().hex)
+    inner, images = body.request(inner_id(request))
     if images:
         inner = await with_images(request.app.ctx.gateway.settings, inner, images)
     shape = ChatShape(body.model, usage=body.usage_wanted())

@@ -6,7 +6,6 @@ import array
 import base64
 import contextlib
 import sys
-import uuid
 from typing import Any
 
 import orjson
@@ -15,6 +14,7 @@ from sanic.response import HTTPResponse, raw
 
 from llmlb.bus.errors import LlmlbError
 from llmlb.bus.messages.infer import Embedded, End
+from llmlb.router.gateway.calls import call_of, inner_id
 from llmlb.router.gateway.openai_schema import EmbeddingRequest, parse
 
 routes = Blueprint("openai_embeddings")
@@ -31,11 +31,12 @@ def _floats(vector: str) -> list[float]:
 @routes.post("/v1/embeddings")
 async def embeddings(request: Request) -> HTTPResponse:
     body = parse(EmbeddingRequest, request.body)
-    inner = body.request(uuid.uuid4().hex)
+    inner = body.request(inner_id(request))
+    call = call_of(request, streamed=False)
     as_text = body.encoding_format == "base64"
     vectors: dict[int, Any] = {}
     end: End | None = None
-    async with contextlib.aclosing(request.app.ctx.gateway.inference.stream(inner)) as events:
+    async with contextlib.aclosing(request.app.ctx.gateway.inference.stream(inner, call)) as events:
         async for event in events:
             if isinstance(event, Embedded):
                 vectors[event.index] = event.vector if as_text else _floats(event.vector)

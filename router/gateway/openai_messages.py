@@ -19,7 +19,7 @@ MAX_HEAD = 256
 """Characters before the base64 of a data: URL."""
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
@@ -31,18 +31,18 @@ class ImageAddress:
     param: str
 
 
-class CalledFunction(_Body):
+class CalledFunction(Body):
     name: StrictStr = Field(min_length=1, max_length=256)
     arguments: StrictStr = "{}"
 
 
-class InputToolCall(_Body):
+class InputToolCall(Body):
     id: StrictStr = ""
     type: Literal["function"] = "function"
     function: CalledFunction
 
 
-class InputMessage(_Body):
+class InputMessage(Body):
     """One message of a chat body."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -85,13 +85,14 @@ class InputMessage(_Body):
         if kind == "text" and isinstance(part.get("text"), str):
             return ContentPart(type="text", text=part["text"])
         if kind == "image_url":
-            return _image(part.get("image_url"), where, images)
+            return image_part(part.get("image_url"), where, images)
         if kind in ("input_audio", "file"):
             raise InvalidRequest(f"parts of type '{kind}' are not supported: text and image_url are", param=where)
         raise InvalidRequest('a content part must be {"type": "text", "text": "…"} or an image_url', param=where)
 
 
-def _image(value: Any, where: str, images: list[ImageAddress]) -> ContentPart:
+def image_part(value: Any, where: str, images: list[ImageAddress]) -> ContentPart:
+    """An image from its URL, or from an object with one: checked, or put into ``images``. Raises InvalidRequest."""
     url = value.get("url") if isinstance(value, dict) else value
     if not isinstance(url, str):
         raise InvalidRequest('an image_url part must be {"image_url": {"url": "data:image/png;base64,…"}}', param=where)

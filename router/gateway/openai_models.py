@@ -30,6 +30,6 @@ async def list_models(request: Request) -> HTTPResponse:
 async def get_model(request: Request, model: str) -> HTTPResponse:
     name = unquote(model)
     for known in request.app.ctx.gateway.models.list_models():
-        if name == known.name or name in known.aliases:
+        if name == known.name or name in known.aliases or name in known.also:
             return raw(orjson.dumps(_body(known, name)), content_type="application/json")
     raise ModelUnknown(f"the model '{name[:256]}' does not exist; GET /v1/models lists those that do", param="model")

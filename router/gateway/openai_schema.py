@@ -43,11 +43,13 @@ def _number(value: Any) -> Any:
 Number = Annotated[float, BeforeValidator(_number)]
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
+    """Root of the bodies: unknown fields are ignored."""
+
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-def _json(value: Any, param: str) -> str:
+def json_text(value: Any, param: str) -> str:
     """JSON text of what came as JSON. Raises InvalidRequest for NaN and Infinity, which pydantic's parser lets in.
 
     Not orjson: it writes NaN as null, and refuses integers of more than 64 bits.
@@ -60,37 +62,41 @@ def _json(value: Any, param: str) -> str:
         raise InvalidRequest(f"{param}: nested too deeply", param=param) from None
 
 
-class StreamOptions(_Body):
+class StreamOptions(Body):
     include_usage: StrictBool | None = None
 
 
-class FunctionBody(_Body):
+class FunctionBody(Body):
     name: StrictStr = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
     description: StrictStr | None = None
     parameters: dict[str, Any] | None = None
 
 
-class ToolBody(_Body):
+class ToolBody(Body):
     type: Literal["function"]
     function: FunctionBody
 
     def tool(self) -> Tool:
         """As the bus carries it."""
-        parameters = _json(self.function.parameters or {"type": "object", "properties": {}}, "tools")
+        parameters = json_text(self.function.parameters or {"type": "object", "properties": {}}, "tools")
         return Tool(name=self.function.name, description=self.function.description or "", parameters=parameters)
 
 
-class SchemaBody(_Body):
+class SchemaBody(Body):
     name: StrictStr | None = None
     schema_: dict[str, Any] = Field(alias="schema")
 
 
-class FormatBody(_Body):
+class FormatBody(Body):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: SchemaBody | None = None
 
 
-class _Generate(_Body):
+_NEVER_NONE = ("presence_penalty", "frequency_penalty", "repeat_penalty")
+"""Fields of Sampling that hold a number even when the client gave none."""
+
+
+class _Generate(Body):
     model: StrictStr = Field(min_length=1, max_length=MAX_MODEL_NAME)
     temperature: Number | None = Field(default=None, ge=0, le=2)
     top_p: Number | None = Field(default=None, gt=0, le=1)
@@ -131,6 +137,7 @@ class _Generate(_Body):
             stop=self.stops(),
             logprobs=self.alternatives(),
             logit_bias=self.biases(),
+            unset=tuple(name for name in _NEVER_NONE if getattr(self, name) is None),
         )
 
     def choices(self) -> int:
@@ -169,7 +176,8 @@ class _Generate(_Body):
             raise InvalidRequest("stream_options: only with stream=true", param="stream_options")
 
 
-def _refuse(field: str, given: bool, instead: str | None) -> None:
+def refuse(field: str, given: bool, instead: str | None) -> None:
+    """Raises InvalidRequest for a field that is known, not supported, and given."""
     if given:
         more = f": {instead} works" if instead else ""
         raise InvalidRequest(f"{field} is not supported{more}", param=field)
@@ -221,7 +229,7 @@ class ChatRequest(_Generate):
             parallel_tool_calls=self.parallel_tool_calls is not False,
             response_format=self._format(),
             think=self.think,
-            template_kwargs=_json(self.chat_template_kwargs or {}, "chat_template_kwargs"),
+            template_kwargs=json_text(self.chat_template_kwargs or {}, "chat_template_kwargs"),
         )
         return request, images
 
@@ -254,16 +262,16 @@ class ChatRequest(_Generate):
             return ResponseFormat(type="json_object")
         if format.json_schema is None:
             raise InvalidRequest("response_format.json_schema: must be given", param="response_format.json_schema")
-        schema = _json(format.json_schema.schema_, "response_format")
+        schema = json_text(format.json_schema.schema_, "response_format")
         return ResponseFormat(type="json_schema", json_schema=schema)
 
     def check(self) -> None:
         """Raises InvalidRequest for what is known and not supported."""
         self.check_common()
-        _refuse("functions", bool(self.functions), "tools")
-        _refuse("modalities", self.modalities not in (None, ["text"]), '["text"]')
-        _refuse("audio", self.audio is not None, None)
-        _refuse("prediction", self.prediction is not None, None)
+        refuse("functions", bool(self.functions), "tools")
+        refuse("modalities", self.modalities not in (None, ["text"]), '["text"]')
+        refuse("audio", self.audio is not None, None)
+        refuse("prediction", self.prediction is not None, None)
 
 
 class CompletionRequest(_Generate):
@@ -303,12 +311,12 @@ class CompletionRequest(_Generate):
     def check(self) -> None:
         """Raises InvalidRequest for what is known and not supported."""
         self.check_common()
-        _refuse("best_of", self.best_of not in (None, 1), "only best_of=1")
-        _refuse("echo", bool(self.echo), None)
-        _refuse("suffix", bool(self.suffix), None)
+        refuse("best_of", self.best_of not in (None, 1), "only best_of=1")
+        refuse("echo", bool(self.echo), None)
+        refuse("suffix", bool(self.suffix), None)
 
 
-class EmbeddingRequest(_Body):
+class EmbeddingRequest(Body):
     """POST /v1/embeddings."""
 
     model: StrictStr = Field(min_length=1, max_length=MAX_MODEL_NAME)
@@ -319,7 +327,7 @@ class EmbeddingRequest(_Body):
 
     def request(self, request_id: str) -> InferRequest:
         """As the bus carries it. Raises InvalidRequest."""
-        _refuse("dimensions", self.dimensions is not None, "the model's own size")
+        refuse("dimensions", self.dimensions is not None, "the model's own size")
         inputs = self._inputs()
         if not inputs:
             raise InvalidRequest("input: must not be empty", param="input")

@@ -1,4 +1,4 @@
-"""For those who run it: /health (alive), /ready (bus reachable), / (what this is)."""
+"""For those who run it: /health (alive), /ready (bus reachable), /metrics (Prometheus), / (what this is)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import orjson
 from sanic import Blueprint, Request
 from sanic.response import HTTPResponse, raw
 
-from llmlb.bus.errors import BusDown
+from llmlb.bus.errors import BusDown, NotFound
 
 routes = Blueprint("operations")
 
@@ -30,3 +30,12 @@ async def ready(request: Request) -> HTTPResponse:
     if not request.app.ctx.gateway.readiness.ready:
         raise BusDown("the bus is not reachable at the moment")
     return raw(orjson.dumps({"status": "ready"}), content_type="application/json")
+
+
+@routes.get("/metrics")
+async def metrics(request: Request) -> HTTPResponse:
+    exposition = request.app.ctx.gateway.metrics
+    if exposition is None:
+        raise NotFound("this gateway has no metrics")
+    body, content_type = await exposition.render(request.headers.get("accept", ""))
+    return raw(body, content_type=content_type)

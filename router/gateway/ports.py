@@ -4,19 +4,35 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from llmlb.bus.messages.infer import Delta, Embedded, End, InferRequest, Progress
 from llmlb.bus.messages.models import ModelDetails, ModelList, ModelRemoved, ModelStopped, RunningList
 from llmlb.bus.messages.pulls import PullStarted, TaskCancelled, TaskList
-from llmlb.bus.messages.router import ClusterModel, ClusterModelList, ClusterStatus, NodeApproved, NodeList
+from llmlb.bus.messages.responses import StoredResponse
+from llmlb.bus.messages.router import (
+    ChangeNode,
+    ClusterModel,
+    ClusterModelList,
+    ClusterStatus,
+    JoinTokenMade,
+    MakeJoinToken,
+    NodeApproved,
+    NodeChanged,
+    NodeList,
+)
 from llmlb.bus.settings import Settings
+from llmlb.router.call import Call
+from llmlb.router.history_query import RequestFilter
+from llmlb.router.identity.office import Office
 
 
 class Inference(Protocol):
     """Answers requests. See ``llmlb.router.dispatch.Dispatcher.stream``."""
 
-    def stream(self, request: InferRequest) -> AsyncGenerator[Progress | Delta | Embedded | End, None]: ...
+    def stream(
+        self, request: InferRequest, call: Call | None = None
+    ) -> AsyncGenerator[Progress | Delta | Embedded | End, None]: ...
 
 
 class Models(Protocol):
@@ -35,6 +51,12 @@ class RouterOps(Protocol):
     def status(self) -> ClusterStatus: ...
 
     async def approve(self, node: str) -> NodeApproved: ...
+
+    async def change(self, request: ChangeNode) -> NodeChanged: ...
+
+    async def remove(self, node: str) -> NodeChanged: ...
+
+    async def make_join_token(self, request: MakeJoinToken) -> JoinTokenMade: ...
 
 
 class NodeOps(Protocol):
@@ -57,6 +79,30 @@ class NodeOps(Protocol):
     async def cancel_task(self, task: str, *, purge: bool) -> TaskCancelled: ...
 
 
+class History(Protocol):
+    """Past requests. See ``llmlb.router.history.History``."""
+
+    async def find(self, wanted: RequestFilter) -> tuple[list[dict[str, Any]], bool]: ...
+
+    async def get(self, request_id: str) -> dict[str, Any] | None: ...
+
+
+class Responses(Protocol):
+    """Stored answers. See ``llmlb.router.responses.ResponseStore``."""
+
+    async def put(self, stored: StoredResponse) -> None: ...
+
+    async def get(self, response_id: str) -> StoredResponse: ...
+
+    async def delete(self, response_id: str) -> None: ...
+
+
+class MetricsText(Protocol):
+    """What /metrics answers. See ``llmlb.router.gateway.metrics.Exposition``."""
+
+    async def render(self, accept: str) -> tuple[bytes, str]: ...
+
+
 class Readiness(Protocol):
     """Green when requests can be served."""
 
@@ -77,3 +123,8 @@ class Gateway:
     router_ops: RouterOps | None
     node_ops: NodeOps | None
     node_id: str | None
+    history: History | None = None
+    metrics: MetricsText | None = None
+    responses: Responses | None = None
+    identity: Office | None = None
+    """None: nobody but programs on the same machine may."""

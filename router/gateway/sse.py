@@ -16,6 +16,11 @@ def data(payload: Any) -> bytes:
     return b"data: " + orjson.dumps(payload) + b"\n\n"
 
 
+def event(name: str, payload: Any) -> bytes:
+    """One event with a name, for clients that listen by name."""
+    return b"event: " + name.encode() + b"\n" + data(payload)
+
+
 def comment(text: str) -> bytes:
     """A line that clients skip: keeps the connection alive. Line breaks become spaces."""
     return b": " + " ".join(text.split()).encode() + b"\n\n"
@@ -26,9 +31,9 @@ class ChunkTemplate:
 
     _MARK = "\ue000llmlb\ue000"
 
-    def __init__(self, payload: Any) -> None:
-        """``payload`` holds :attr:`_MARK` once, as a string value."""
-        whole = data(payload)
+    def __init__(self, payload: Any, name: str | None = None) -> None:
+        """``payload`` holds :attr:`_MARK` once, as a string value. ``name``: of the event, if it has one."""
+        whole = data(payload) if name is None else event(name, payload)
         self._before, self._after = whole.split(orjson.dumps(self._MARK), 1)
 
     @classmethod

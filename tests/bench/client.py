@@ -118,6 +118,11 @@ def _body(raw: bytes, at: int, *, chunked: bool) -> tuple[bytes, list[tuple[int,
     return b"".join(out), origin or [(0, at)]
 
 
+def dechunked(raw: bytes, at: int, *, chunked: bool) -> bytes:
+    """The body of a response that begins at ``at``, without the framing."""
+    return _body(raw, at, chunked=chunked)[0]
+
+
 def _take(answer: Answer, event: dict[str, Any], arrived: float) -> None:
     if "error" in event:
         raise RuntimeError(json.dumps(event["error"]))

@@ -53,7 +53,7 @@ def find_or_build() -> Path | None:
         ):
             done = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT)
             if done.returncode:
-                raise SystemExit(f"llama-server could not be built; see {log}")
+                raise RuntimeError(f"llama-server could not be built; see {log}")
     return binary
 
 
@@ -111,7 +111,7 @@ def running(
 
 def _healthy(popen: subprocess.Popen[bytes], port: int, log: Path) -> bool:
     if popen.poll() is not None:
-        raise SystemExit(f"llama-server ended with {popen.returncode}:\n{log.read_text(errors='replace')[-2000:]}")
+        raise RuntimeError(f"llama-server ended with {popen.returncode}:\n{log.read_text(errors='replace')[-2000:]}")
     with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
         return bool(answer.status == 200)
     return False

@@ -18,6 +18,7 @@ from llmlb.bus.errors import (
     EngineStalled,
     InvalidRequest,
     LlmlbError,
+    ModelDownloading,
     ModelUnknown,
     NoCapableNode,
     NodeBusy,
@@ -41,8 +42,9 @@ from llmlb.bus.messages.infer import (
 from llmlb.bus.messages.models import ListModels, ModelInfo, ModelList
 from llmlb.bus.messages.nodes import Heartbeat
 from llmlb.bus.messages.requests import RequestRecord
-from llmlb.router.dispatch import Dispatcher, _Inbox
+from llmlb.router.dispatch import ATTEMPTS_MAX, Dispatcher
 from llmlb.router.fleet import Fleet
+from llmlb.router.inbox import Inbox
 from tests.conftest import MakeBus
 
 Script = Callable[["ScriptedNode", InferRequest, str], Awaitable[None]]
@@ -211,6 +213,21 @@ async def test_an_unknown_model_is_unknown_and_a_known_one_without_a_node_is_not
         await rig.ask()
 
 
+async def test_a_model_that_is_on_its_way_is_downloading_and_not_unknown(rig: Rig) -> None:
+    node = await rig.node(answer("x"))
+    await node.beat(pulling=("some/model:Q4_K_M", "other/one"))
+    for wanted in ("some/model", "some/model:Q4_K_M", "other/one", "other/one:Q8_0"):
+        async with asyncio.timeout(5):
+            while True:
+                with pytest.raises((ModelUnknown, ModelDownloading)) as caught:
+                    await rig.ask(model=wanted)
+                if isinstance(caught.value, ModelDownloading):
+                    break
+                await asyncio.sleep(0.01)
+    with pytest.raises(ModelUnknown):
+        await rig.ask(model="some/modelling")
+
+
 @pytest.mark.parametrize(
     "error",
     [EngineCrashed("dead"), NodeBusy("full"), NodeLost("gone"), EngineStalled("hangs"), ModelUnknown("old list")],
@@ -246,10 +263,10 @@ async def test_when_every_node_is_full_the_queue_is(rig: Rig) -> None:
 
 
 async def test_attempts_are_bounded(rig: Rig) -> None:
-    nodes = [await rig.node(fail(EngineCrashed("dead"))) for _ in range(5)]
-    with pytest.raises(EngineCrashed):
+    nodes = [await rig.node(fail(NodeLost("gone"))) for _ in range(ATTEMPTS_MAX + 1)]
+    with pytest.raises(NodeLost):
         await rig.ask()
-    assert sum(node.asked for node in nodes) == 3
+    assert sum(node.asked for node in nodes) == ATTEMPTS_MAX
 
 
 async def test_a_gap_in_the_numbers_is_a_failure_and_never_a_short_answer(rig: Rig) -> None:
@@ -367,7 +384,7 @@ async def test_a_node_of_another_machine_waits_for_approval(rig: Rig) -> None:
 
 @pytest.mark.parametrize("turns", [0, 1, 2, 3])
 async def test_a_cancellation_that_meets_a_reply_is_not_lost(turns: int) -> None:
-    inbox = _Inbox()
+    inbox = Inbox()
     reader = asyncio.ensure_future(inbox.get(5))
     await asyncio.sleep(0)
     inbox.put(Progress(request_id="r", seq=0, phase="prefill"))

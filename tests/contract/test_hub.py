@@ -35,10 +35,8 @@ def hub() -> Iterator[LocalHub]:
 
 
 @pytest.fixture
-def access(hub: LocalHub) -> Iterator[Hub]:
-    made = Hub(hub.url, timeout_s=2)
-    yield made
-    made.close()
+def access(hub: LocalHub) -> Hub:
+    return Hub(hub.url, timeout_s=2)
 
 
 def api(hub: LocalHub, token: str | None = None) -> HfApi:
@@ -118,7 +116,6 @@ async def test_a_token_goes_to_the_hub_and_nowhere_else(hub: LocalHub) -> None:
     assert access.locate(WANTED, "main", "config.json").headers == {"Authorization": "Bearer hf_good"}
     assert {seen.authorization for seen in hub.seen} == {"Bearer hf_good"}
     assert "hf_good" not in repr(access.locate(WANTED, "main", "config.json"))
-    access.close()
 
 
 @pytest.mark.parametrize(
@@ -139,7 +136,6 @@ async def test_lasting_causes_are_told_before_the_first_byte(
         await access.listing(parse_name(repo))
     assert all(word in raised.value.message for word in words), raised.value.message
     assert "\n" not in raised.value.message
-    access.close()
 
 
 async def test_a_revision_or_file_that_is_not_there_is_named(access: Hub) -> None:
@@ -165,7 +161,6 @@ def test_a_hub_that_is_not_there_is_passing_trouble() -> None:
     access = Hub("http://127.0.0.1:9", timeout_s=1)
     with pytest.raises(Passing, match=r"127\.0\.0\.1:9 can't be reached"):
         access.list_now(WANTED)
-    access.close()
 
 
 def instance(cls: type[Exception], status: int) -> Exception:

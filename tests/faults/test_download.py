@@ -74,7 +74,6 @@ def site(tmp_path: Path) -> Iterator[Site]:
         hub.add(REPO, {FILE: DATA, "config.json": b'{"a": 1}'})
         made = Site(hub, tmp_path / "store")
         yield made
-        made.access.close()
 
 
 async def test_a_file_comes_in_ranges_each_byte_once(site: Site) -> None:

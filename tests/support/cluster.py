@@ -101,6 +101,7 @@ class Cluster:
             **kept,
             "LLMLB_HOME": str(home),
             "LLMLB_BUS_URL": self.bus_url,
+            "OLLAMA_MODELS": str(self.root / "no-ollama"),
             "LLMLB_CONTEXT_LENGTH": "1024",
             "LLMLB_NUM_PARALLEL": "2",
             "LLMLB_NUM_THREADS": "1",

@@ -41,6 +41,7 @@ class Heard:
     usage: Usage | None = None
     timings: Timings | None = None
     error: LlmlbError | None = None
+    stop_text: str | None = None
 
     @property
     def over(self) -> bool:
@@ -73,10 +74,12 @@ class Driver:
     def embedded(self, handle: Handle, index: int, vector: bytes) -> None:
         self._heard[handle].vectors[index] = vector
 
-    def end(self, handle: Handle, reason: FinishReason, usage: Usage, timings: Timings) -> None:
+    def end(
+        self, handle: Handle, reason: FinishReason, usage: Usage, timings: Timings, stop_text: str | None = None
+    ) -> None:
         heard = self._heard[handle]
         assert not heard.over, "two ends"
-        heard.reason, heard.usage, heard.timings = reason, usage, timings
+        heard.reason, heard.usage, heard.timings, heard.stop_text = reason, usage, timings, stop_text
 
     def failed(self, handle: Handle, error: LlmlbError) -> None:
         heard = self._heard[handle]

@@ -11,10 +11,12 @@ from llmlb.bus.server import find_binary
 
 
 class NatsServer:
-    """One server with JetStream; ended by :meth:`stop`. Port 0: the system chooses."""
+    """One server with JetStream; ended by :meth:`stop`. Port -1: the system chooses. Killed and started again, it has
+    the same port and store."""
 
-    def __init__(self, folder: Path, port: int = -1) -> None:
+    def __init__(self, folder: Path, port: int = -1, host: str = "127.0.0.1") -> None:
         self._folder = folder
+        self._host = host
         self.port = port
         self.url = ""
         self.process: subprocess.Popen[bytes] | None = None
@@ -27,7 +29,7 @@ class NatsServer:
         for old in ports.glob("*.ports"):
             old.unlink()
         self._config.write_text(
-            f'host: "127.0.0.1"\nport: {self.port}\nports_file_dir: "{ports}"\nmax_payload: 8388608\n'
+            f'host: "{self._host}"\nport: {self.port}\nports_file_dir: "{ports}"\nmax_payload: 8388608\n'
             f'jetstream: {{ store_dir: "{self._folder / "store"}" }}\n'
         )
         self.process = subprocess.Popen(

@@ -201,7 +201,7 @@ def test_bad_bodies_of_our_own_routes(untouched: Process) -> None:
         assert httpx.post(url, content=body).status_code == status
     assert httpx.post(url, json={"model": "nobody/has"}).status_code == 404
     assert httpx.post(url, json={"model": "smollm2"}).status_code == 409
-    assert httpx.post(f"{untouched.url}/v0/nodes/zz/approve").status_code == 400
+    assert httpx.post(f"{untouched.url}/v0/nodes/zz/approve").status_code == 404
 
 
 def test_a_request_id_is_echoed_unless_it_is_unfit(untouched: Process, tmp_path: Path) -> None:

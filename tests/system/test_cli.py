@@ -63,6 +63,7 @@ def test_show_and_its_five_options(served: Served) -> None:
         "  Format: GGUF",
         "  Size: 98 MB",
         "  License: apache-2.0",
+        "  Aliases: smollm2",
     ]
     assert rows(node(served, "show", NAME, "--license")) == ["apache-2.0"]
     assert "<|im_start|>" in node(served, "show", NAME, "--template").stdout

@@ -62,6 +62,8 @@ def test_every_command_is_in_the_documents() -> None:
         "llmlb node serve",
         "llmlb node run",
         "llmlb node list",
+        "llmlb node pull",
+        "llmlb node rm",
         "llmlb node show",
         "llmlb node stop",
         "llmlb node ps",

@@ -110,7 +110,9 @@ class Rig:
     def embedded(self, handle: int, index: int, vector: bytes) -> None:
         raise AssertionError("no embeddings here")
 
-    def end(self, handle: int, reason: FinishReason, usage: Usage, timings: Timings) -> None:
+    def end(
+        self, handle: int, reason: FinishReason, usage: Usage, timings: Timings, stop_text: str | None = None
+    ) -> None:
         answer = self.answers[handle]
         assert not answer.over
         answer.reason, answer.usage, answer.timings = reason, usage, timings
@@ -168,6 +170,19 @@ def test_it_says_how_many_slots_and_how_much_context_it_has(engine: VllmEngine) 
     assert engine.capabilities.chat
     assert not engine.capabilities.vision
     assert not engine.capabilities.embedding
+
+
+def test_tokens_of_a_prompt_are_counted_without_an_answer(rig: Rig, checkpoint: Path) -> None:
+    request = chat("hello", max_tokens=1)
+    answered = rig.ask(request)
+    counted = rig.ask(request.model_copy(update={"count_only": True}))
+    assert answered.usage is not None
+    assert counted.usage is not None
+    assert (counted.usage.prompt_tokens, counted.usage.completion_tokens) == (answered.usage.prompt_tokens, 0)
+    assert not counted.tokens
+    long = rig.ask(chat("hello " * 5 * CONTEXT).model_copy(update={"count_only": True}))
+    assert long.usage is not None
+    assert long.usage.prompt_tokens > CONTEXT
 
 
 def test_nothing_to_do_is_said_at_once(rig: Rig) -> None:

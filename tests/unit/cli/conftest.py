@@ -12,9 +12,9 @@ from tests.unit.cli.fake_gateway import Gateway
 @pytest.fixture
 def fake() -> Iterator[tuple[type[Gateway], str]]:
     """A gateway to be scripted, and its address."""
-    handler: type[Gateway] = type("Scripted", (Gateway,), {"asked": [], "bodies": {}})
+    handler: type[Gateway] = type("Scripted", (Gateway,), {"asked": [], "bodies": {}, "scripts": {}})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     yield handler, f"127.0.0.1:{server.server_port}"
     server.shutdown()

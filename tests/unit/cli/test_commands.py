@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.cluster import free_port
-from tests.unit.cli.fake_gateway import run
+from tests.unit.cli.fake_gateway import DETAILS, MODEL, Gateway, environ, run
 
 COMMANDS = [
     "serve",
@@ -18,6 +18,9 @@ COMMANDS = [
     "node list",
     "node ls",
     "node show",
+    "node pull",
+    "node rm",
+    "node remove",
     "node stop",
     "node ps",
     "router serve",
@@ -38,28 +41,47 @@ def test_every_command_explains_itself(command: str) -> None:
     assert "Example: llmlb" in done.stdout
 
 
-@pytest.mark.parametrize(
-    ("command", "allowed"),
-    [
-        (["--help"], []),
-        (["--version"], []),
-        # typer/_adapters.py imports pydantic for itself, for the arguments of sub-commands.
-        (["node", "--help"], ["pydantic"]),
-        (["router", "nodes", "--help"], ["pydantic"]),
-    ],
-)
-def test_help_and_version_need_neither_http_nor_bus(command: list[str], allowed: list[str]) -> None:
+HEAVY = "{'httpx', 'pydantic', 'nats', 'faststream', 'sanic', 'llama_cpp', 'prompt_toolkit', 'rich', 'http.client'}"
+
+
+def heavy_imports(command: list[str], host: str = "127.0.0.1:1") -> set[str]:
+    """What a command, as a process of its own, imports of what takes long."""
     code = (
         "import sys, llmlb.cli.main as main\n"
         f"sys.argv = ['llmlb', *{command}]\n"
         "try: main.main()\n"
         "except SystemExit as end: assert not end.code\n"
-        "heavy = {'httpx', 'pydantic', 'nats', 'faststream', 'sanic', 'llama_cpp', 'prompt_toolkit'}\n"
-        "print(*sorted(heavy & set(sys.modules)), file=sys.stderr)"
+        f"print(*sorted({HEAVY} & set(sys.modules)), file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
-    assert done.returncode == 0
-    assert set(done.stderr.split()) <= set(allowed)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environ(LLMLB_HOST=host), capture_output=True, text=True, timeout=30
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stderr.split())
+
+
+@pytest.mark.parametrize("command", [["--help"], ["--version"], ["node", "--help"], ["router", "nodes", "--help"]])
+def test_help_and_version_need_neither_http_nor_bus(command: list[str]) -> None:
+    assert heavy_imports(command) <= {"rich"}
+
+
+@pytest.mark.parametrize(
+    ("command", "path", "answer"),
+    [
+        ("node list", "/v0/models", {"models": [MODEL]}),
+        ("node ps", "/v0/ps", {"models": []}),
+        ("node show owner/a", "/v0/models/owner/a", DETAILS),
+        ("node stop owner/a", "/v0/models/stop", {"model": "owner/a"}),
+        ("node rm owner/a", "/v0/models/owner/a", {"model": "owner/a", "freed_bytes": 1}),
+        ("router nodes", "/v0/nodes", {"nodes": []}),
+    ],
+)
+def test_a_command_that_asks_and_prints_imports_only_the_http_of_the_standard_library(
+    fake: tuple[type[Gateway], str], command: str, path: str, answer: object
+) -> None:
+    handler, address = fake
+    handler.scripts = {f"{method} {path}": [answer] for method in ("GET", "POST", "DELETE")}
+    assert heavy_imports(command.split(), address) == {"http.client"}
 
 
 def test_version_is_printed() -> None:
@@ -72,6 +94,9 @@ def test_version_is_printed() -> None:
         ("node list", "llmlb node serve"),
         ("node ps", "llmlb node serve"),
         ("node show x", "llmlb node serve"),
+        ("node pull x", "llmlb node serve"),
+        ("node pull --cancel x", "llmlb node serve"),
+        ("node rm x y", "llmlb node serve"),
         ("node stop x", "llmlb node serve"),
         ("node run x", "llmlb node serve"),
         ("router nodes", "llmlb router serve"),

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import http.client
+import socket
+import ssl
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
-import httpx
 import pytest
 
 from llmlb.bus.errors import BY_REASON, BusDown, LlmlbError
 from llmlb.bus.settings import Settings
 from llmlb.cli.client import GatewayClient
 from llmlb.cli.exit_codes import Unreachable, exit_code
+from llmlb.cli.http_wire import Wire
 
 
 def tree(root: type[Exception]) -> Iterator[type[Exception]]:
@@ -24,12 +28,24 @@ def test_only_a_missing_connection_is_2() -> None:
     assert exit_code(ValueError()) == 1
 
 
-@pytest.mark.parametrize("error", [*tree(httpx.HTTPError), httpx.InvalidURL], ids=lambda error: error.__name__)
-def test_whatever_httpx_raises_becomes_an_error_of_ours(error: type[Exception]) -> None:
-    client = GatewayClient(Settings.load({}), "node")
-    made = error.__new__(error)
-    made.args = ("it broke",)
-    with pytest.raises(Unreachable, match=r"127\.0\.0\.1:32769"), client._errors():
+@pytest.mark.parametrize(
+    "error",
+    [
+        *tree(http.client.HTTPException),
+        *tree(ConnectionError),
+        TimeoutError,
+        socket.gaierror,
+        socket.herror,
+        *tree(ssl.SSLError),
+        UnicodeError,
+    ],
+    ids=lambda error: error.__name__,
+)
+def test_whatever_the_standard_library_raises_becomes_an_error_of_ours(error: type[Exception]) -> None:
+    wire = Wire(urlsplit("http://127.0.0.1:32769"), "127.0.0.1:32769", "hint")
+    made = error(b"", 5) if error is http.client.IncompleteRead else error.__new__(error)
+    made.args = made.args or ("it broke",)
+    with pytest.raises(Unreachable, match=r"127\.0\.0\.1:32769"), wire._errors():
         raise made
 
 

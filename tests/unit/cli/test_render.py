@@ -155,6 +155,43 @@ def test_show_is_the_block_of_the_contract() -> None:
     )
 
 
+def test_show_names_the_aliases_and_what_is_wrong_after_the_block_of_the_contract() -> None:
+    model = {
+        "name": "a",
+        "architecture": "llama",
+        "parameters": None,
+        "quantization": None,
+        "context_length": None,
+        "format": "GGUF",
+        "size_bytes": 5,
+        "aliases": ["x", "y"],
+    }
+    lines = render.details({"model": model, "license": "a\x1b[2Jb\nc", "problem": "it crashed"}).split("\n")
+    assert lines[7:] == ["  License: a?[2Jb", "  Aliases: x, y", "  Failed: it crashed"]
+
+
+def test_until_counts_down_and_a_model_without_a_gpu_has_dashes() -> None:
+    loaded = {"name": "m", "instance": "i", "size_bytes": 1, "processor": "100% CPU", "state": "ready"}
+    without_gpu = {"vram_percent": None, "gpu_temperature_c": None}
+    shown = [
+        render.running([{**loaded, **without_gpu, "expires_in_s": left}]).split("\n")[1].split("100% CPU  ")[1]
+        for left in (300.0, 299.0, 119.0, 59.0)
+    ]
+    assert [" ".join(line.split()) for line in shown] == [
+        "5 minutes - -",
+        "4 minutes - -",
+        "About a minute - -",
+        "Less than a minute - -",
+    ]
+
+
+@given(st.text(max_size=40), st.integers(0, 30))
+def test_a_clipped_text_fits(text: str, width: int) -> None:
+    made = render.clipped(text, width)
+    assert render.columns_of(made) <= width
+    assert made == text or made.endswith("…") or not made
+
+
 def test_router_nodes_has_the_columns_of_the_contract() -> None:
     head, row = render.nodes([NODE]).split("\n")
     assert head.split() == ["ID", "HOST", "STATUS", "GPU", "MODELS"]
@@ -195,3 +232,9 @@ def test_router_status_is_the_block_of_the_contract() -> None:
 )
 def test_gpu_names_are_short(name: str, short: str) -> None:
     assert render.gpu_name(name) == short
+
+
+def test_of_a_long_licence_show_prints_the_first_line() -> None:
+    model = {"name": "m", "architecture": "llama", "parameters": 1, "quantization": None, "context_length": None}
+    found = {"model": {**model, "format": "GGUF", "size_bytes": 1, "aliases": []}, "license": "\nMIT License\n\nLong …"}
+    assert "  License: MIT License" in render.details(found).splitlines()

@@ -14,7 +14,7 @@ from llmlb.bus.messages.infer import Delta, Embedded, End, InferRequest, Progres
 from llmlb.bus.messages.router import ClusterModel
 from llmlb.bus.settings import Settings
 from llmlb.router.gateway.app import GatewayServer, build_app
-from llmlb.router.gateway.ports import Gateway
+from llmlb.router.gateway.ports import Gateway, Responses
 
 Event = Progress | Delta | Embedded | End
 Step = Event | Exception | asyncio.Event | float
@@ -35,8 +35,10 @@ class Scripted:
         self.sent = 0
         """Events taken by the reader, of all answers."""
         self.ready = True
+        self.responses: Responses | None = None
+        """Where answers of /v1/responses are stored."""
 
-    async def stream(self, request: InferRequest) -> AsyncGenerator[Event, None]:
+    async def stream(self, request: InferRequest, call: object = None) -> AsyncGenerator[Event, None]:
         self.begun.append(request)
         task = asyncio.current_task()
         try:
@@ -87,6 +89,7 @@ async def serving(home: Path, scripted: Scripted, **settings: Any) -> AsyncItera
         router_ops=None,
         node_ops=None,
         node_id=None,
+        responses=scripted.responses,
     )
     server = GatewayServer(build_app(gateway))
     await server.start("127.0.0.1", 0)

@@ -33,7 +33,7 @@ class Scripted:
         self.closed = asyncio.Event()
         self.ready = True
 
-    async def stream(self, request: InferRequest) -> AsyncGenerator[Progress | Delta | End, None]:
+    async def stream(self, request: InferRequest, call: object = None) -> AsyncGenerator[Progress | Delta | End, None]:
         self.requests.append(request)
         try:
             for step in self.script:

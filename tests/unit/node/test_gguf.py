@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import struct
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -127,3 +128,77 @@ def test_any_change_to_a_header_is_read_or_refused(tmp_path: Path, data: Any) ->
         read_gguf(write(tmp_path / "m.gguf", bytes(changed)))
     except ModelLoadFailed as error:
         assert "m.gguf" in error.message  # noqa: PT017  # either outcome is right
+
+
+def _sparse(path: Path, start: bytes, size: int) -> Path:
+    with path.open("wb") as file:
+        file.write(start)
+        file.truncate(size)
+    return path
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        header([("k", 9, struct.pack("<IQ", 8, 2**31))], []),
+        header([("k", 8, struct.pack("<Q", 2**31))], []),
+        b"GGUF" + struct.pack("<IQQ", 3, 0, 65_000),
+        b"GGUF" + struct.pack("<IQQ", 3, 200_000, 0),
+    ],
+)
+def test_a_huge_file_of_nothing_takes_neither_time_nor_memory(tmp_path: Path, start: bytes) -> None:
+    path = _sparse(tmp_path / "huge.gguf", start, 64 * 2**30)
+    tracemalloc.start()
+    with pytest.raises(ModelLoadFailed):
+        read_gguf(path)
+    assert tracemalloc.get_traced_memory()[1] < 16 * 2**20
+    tracemalloc.stop()
+
+
+def test_many_texts_together_are_bounded_too(tmp_path: Path) -> None:
+    big = 4 * 2**20
+    texts = [(f"k{number}", 8, struct.pack("<Q", big) + b"x" * big) for number in range(17)]
+    with pytest.raises(ModelLoadFailed, match="bytes of texts"):
+        read_gguf(write(tmp_path / "m.gguf", header(texts, [])))
+
+
+def test_more_weights_than_any_model_has_are_not_told(tmp_path: Path) -> None:
+    data = header([("general.architecture", 8, text("x"))], [("w", [2**63, 2**63, 2**63, 2**63])])
+    assert read_gguf(write(tmp_path / "m.gguf", data)).parameters is None
+
+
+KINDS = st.sampled_from([0, 1, 4, 5, 6, 7, 8, 9, 10, 12, 13, 2**32 - 1])
+SIZES = st.one_of(st.integers(0, 40), st.sampled_from([2**20, 2**31, 2**32, 2**62, 2**63, 2**64 - 1]))
+
+
+@st.composite
+def hostile_headers(draw: Any) -> bytes:
+    """Headers that are right in form and wrong in size: counts, lengths and types drawn apart from what follows."""
+    tensors, keys = draw(SIZES), draw(SIZES)
+    out = b"GGUF" + struct.pack("<IQQ", draw(st.sampled_from([2, 3])), tensors, keys)
+    for _ in range(draw(st.integers(0, 6))):
+        key = draw(st.sampled_from(["general.architecture", "llama.attention.head_count", "k", ""]))
+        kind = draw(KINDS)
+        out += text(key) + struct.pack("<I", kind)
+        if kind == 8:
+            out += draw(st.one_of(st.just(text("llama")), SIZES.map(lambda n: struct.pack("<Q", n))))
+        elif kind == 9:
+            out += struct.pack("<IQ", draw(KINDS), draw(SIZES)) + draw(st.binary(max_size=40))
+        else:
+            out += draw(st.binary(max_size=12))
+    return out + draw(st.binary(max_size=100))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=400, deadline=None)
+@given(data=hostile_headers(), size=st.sampled_from([0, 2**20, 2**40]))
+def test_no_header_allocates_much_or_escapes(tmp_path: Path, data: bytes, size: int) -> None:
+    path = _sparse(tmp_path / "m.gguf", data, max(size, len(data)))
+    tracemalloc.start()
+    try:
+        read_gguf(path)
+    except ModelLoadFailed as error:
+        assert "m.gguf" in error.message  # noqa: PT017  # either outcome is right
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 32 * 2**20

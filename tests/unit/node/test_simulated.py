@@ -61,7 +61,7 @@ class Heard:
     def embedded(self, handle: int, index: int, vector: bytes) -> None:
         self.said.append((self.now, handle, "embedded", index, vector))
 
-    def end(self, handle: int, reason: str, usage: Any, timings: Any) -> None:
+    def end(self, handle: int, reason: str, usage: Any, timings: Any, stop_text: str | None = None) -> None:
         self.ends[handle] = (reason, usage, timings)
 
     def failed(self, handle: int, error: LlmlbError) -> None:

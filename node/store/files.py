@@ -1,0 +1,96 @@
+"""Writing to the store so that a crash at any moment leaves the old or the new, never half of it; reading bounded."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+MAX_JSON_BYTES = 16 * 1024 * 1024
+_TEMPORARY = ".tmp"
+
+
+def read_object(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """A JSON object. Raises OSError, ValueError (too large, no JSON, nested without end, no object)."""
+    with path.open("rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise ValueError(f"{path.name} is larger than {limit} bytes")
+    value = orjson.loads(data)
+    if not isinstance(value, dict):
+        raise ValueError(f"{path.name} is not a JSON object")
+    return value
+
+
+def read_text(path: Path, limit: int) -> str:
+    """A text, what is not UTF-8 replaced. Raises OSError, ValueError (too large)."""
+    with path.open("rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise ValueError(f"{path.name} is larger than {limit} bytes")
+    return data.decode("utf-8", "replace")
+
+
+def sync_folder(folder: Path) -> None:
+    """Renames and removals in a folder reach the disk. Raises OSError."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """The file holds ``data`` and it is on the disk, or holds what it held before. Raises OSError."""
+    temporary = path.with_name(f".{path.name}{_TEMPORARY}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename, replacing what is there; on another disk (an owner's folder that is a link) a synced copy is renamed.
+
+    The folders are not synced. Raises OSError.
+    """
+    try:
+        source.replace(target)
+        return
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+    temporary = target.with_name(f".{target.name}{_TEMPORARY}")
+    try:
+        with source.open("rb") as read, temporary.open("wb") as written:
+            shutil.copyfileobj(read, written, 8 * 1024 * 1024)
+            written.flush()
+            os.fsync(written.fileno())
+        temporary.replace(target)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    source.unlink()
+
+
+def remove_empty(folder: Path, stop: Path) -> None:
+    """Remove a folder and those above it, up to ``stop``, as long as they are empty."""
+    while folder != stop and stop in folder.parents:
+        try:
+            folder.rmdir()
+        except OSError:
+            return
+        folder = folder.parent

@@ -1,0 +1,170 @@
+"""Bodies of Anthropic's routes. As :mod:`llmlb.router.gateway.openai_schema`: what is unknown is ignored, what is
+known and not supported is refused by name. Source: Anthropic's API reference, "Messages" and "Count tokens".
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StrictBool, StrictInt, StrictStr
+
+from llmlb.bus.errors import InvalidRequest
+from llmlb.bus.messages.infer import InferRequest, ResponseFormat, Sampling, Tool
+from llmlb.router.gateway.anthropic_messages import AnthropicMessage, conversation
+from llmlb.router.gateway.openai_messages import ImageAddress
+from llmlb.router.gateway.openai_schema import (
+    MAX_MESSAGES,
+    MAX_MODEL_NAME,
+    MAX_TOOLS,
+    Body,
+    Number,
+    json_text,
+    refuse,
+)
+
+MAX_STOPS = 64
+
+
+class ToolBody(Body):
+    """A tool. Those that Anthropic's models know by their type alone have no schema, and are refused."""
+
+    type: StrictStr | None = None
+    name: StrictStr = Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$")
+    description: StrictStr | None = None
+    input_schema: dict[str, Any] | None = None
+
+    def tool(self, index: int) -> Tool:
+        """As the bus carries it. Raises InvalidRequest."""
+        if self.type not in (None, "custom"):
+            param = f"tools.{index}.type"
+            raise InvalidRequest(f"tools of type '{self.type}' are not supported: 'custom' is", param=param)
+        if self.input_schema is None:
+            raise InvalidRequest("must be given", param=f"tools.{index}.input_schema")
+        schema = json_text(self.input_schema, f"tools.{index}.input_schema")
+        return Tool(name=self.name, description=self.description or "", parameters=schema)
+
+
+class ToolChoiceBody(Body):
+    type: Literal["auto", "any", "tool", "none"]
+    name: StrictStr | None = None
+    disable_parallel_tool_use: StrictBool | None = None
+
+
+class ThinkingBody(Body):
+    type: Literal["enabled", "disabled", "adaptive", "between_tools"]
+    budget_tokens: StrictInt | None = Field(default=None, ge=1)
+    display: Literal["summarized", "omitted"] | None = None
+
+
+class FormatBody(Body):
+    type: Literal["json_schema"]
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
+class OutputConfigBody(Body):
+    format: FormatBody | None = None
+
+
+class CountRequest(Body):
+    """POST /v1/messages/count_tokens; and what both routes have."""
+
+    model: StrictStr = Field(min_length=1, max_length=MAX_MODEL_NAME)
+    messages: list[AnthropicMessage] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
+    system: StrictStr | list[Any] | None = None
+    tools: list[ToolBody] | None = Field(default=None, max_length=MAX_TOOLS, fail_fast=True)
+    tool_choice: ToolChoiceBody | None = None
+    thinking: ThinkingBody | None = None
+    output_config: OutputConfigBody | None = None
+    container: Any = None
+    mcp_servers: list[Any] | None = None
+
+    def sampling(self) -> Sampling:
+        """For a count: a node that can't count makes one token, and says how many the prompt had."""
+        return Sampling(max_tokens=1)
+
+    def request(self, request_id: str, *, count_only: bool = False) -> tuple[InferRequest, list[ImageAddress]]:
+        """As the bus carries it, and the images that have to be fetched first. Raises InvalidRequest."""
+        refuse("container", self.container is not None, None)
+        refuse("mcp_servers", bool(self.mcp_servers), "tools")
+        messages, images = conversation(self.system, self.messages)
+        tools = tuple(tool.tool(index) for index, tool in enumerate(self.tools or ()))
+        choice, tool_name = self._choice()
+        request = InferRequest(
+            request_id=request_id,
+            model=self.model,
+            kind="chat",
+            messages=messages,
+            sampling=self.sampling(),
+            tools=tools,
+            tool_choice=choice,
+            tool_name=tool_name,
+            parallel_tool_calls=not (self.tool_choice and self.tool_choice.disable_parallel_tool_use),
+            response_format=self._format(),
+            think=self._think(),
+            count_only=count_only,
+        )
+        return request, images
+
+    def _choice(self) -> tuple[Literal["auto", "none", "required"], str | None]:
+        choice = self.tool_choice
+        if choice is None or choice.type == "auto":
+            return "auto", None
+        if choice.type == "none":
+            return "none", None
+        if not self.tools:
+            raise InvalidRequest("only with tools", param="tool_choice")
+        if choice.type == "any":
+            return "required", None
+        if choice.name not in {tool.name for tool in self.tools}:
+            raise InvalidRequest("must be the name of one of the tools", param="tool_choice.name")
+        return "required", choice.name
+
+    def _format(self) -> ResponseFormat:
+        format = self.output_config.format if self.output_config else None
+        if format is None:
+            return ResponseFormat()
+        if self.tools and not (self.tool_choice and self.tool_choice.type == "none"):
+            raise InvalidRequest("not together with tools", param="output_config.format")
+        return ResponseFormat(type="json_schema", json_schema=json_text(format.schema_, "output_config.format.schema"))
+
+    def _think(self) -> bool | None:
+        """Off unless asked for, as Anthropic has it. None: as the model's template has it."""
+        if self.thinking is None or self.thinking.type == "disabled":
+            return False
+        if self.thinking.type == "enabled":
+            if self.thinking.budget_tokens is None:
+                raise InvalidRequest("must be given", param="thinking.budget_tokens")
+            return True
+        return None
+
+
+class MessagesRequest(CountRequest):
+    """POST /v1/messages."""
+
+    max_tokens: StrictInt = Field(ge=1, le=2**31 - 1)
+    temperature: Number | None = Field(default=None, ge=0, le=2)
+    top_p: Number | None = Field(default=None, gt=0, le=1)
+    top_k: StrictInt | None = Field(default=None, ge=0, le=1_000_000)
+    stop_sequences: Annotated[list[StrictStr], Field(fail_fast=True)] | None = None
+    stream: StrictBool | None = None
+    metadata: dict[str, Any] | None = None
+
+    def sampling(self) -> Sampling:
+        """Raises InvalidRequest."""
+        stops = self.stop_sequences or []
+        if len(stops) > MAX_STOPS:
+            raise InvalidRequest(f"at most {MAX_STOPS} texts", param="stop_sequences")
+        for index, stop in enumerate(stops):
+            if not stop.strip():
+                raise InvalidRequest("must not be only white space", param=f"stop_sequences.{index}")
+        return Sampling(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            max_tokens=self.max_tokens,
+            stop=tuple(stops),
+            unset=("presence_penalty", "frequency_penalty", "repeat_penalty"),
+        )
+
+    def thinking_shown(self) -> bool:
+        return self.thinking is None or self.thinking.display != "omitted"

@@ -1,0 +1,244 @@
+"""The body of ``POST /v1/responses``. As :mod:`llmlb.router.gateway.openai_schema`: what is unknown is ignored, what
+is known and not supported is refused by name. Source: OpenAI's API reference, "Responses".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StrictBool, StrictInt, StrictStr
+
+from llmlb.bus.errors import InvalidRequest
+from llmlb.bus.messages.infer import InferRequest, ResponseFormat, Sampling, Tool
+from llmlb.router.gateway.openai_messages import ImageAddress
+from llmlb.router.gateway.openai_responses_items import Item, conversation
+from llmlb.router.gateway.openai_schema import (
+    MAX_MODEL_NAME,
+    MAX_TOOLS,
+    Body,
+    FunctionBody,
+    Number,
+    json_text,
+    refuse,
+)
+
+EFFORTS = {"minimal": False, "none": False, "low": True, "medium": True, "high": True, "xhigh": True, "max": True}
+"""Whether a model that can think is to."""
+LOGPROBS = "message.output_text.logprobs"
+_INCLUDED = frozenset({LOGPROBS, "reasoning.encrypted_content"})
+"""Reasoning items have their text, so that nothing encrypted is needed to send them back."""
+MAX_METADATA = 16
+
+
+class ReasoningBody(Body):
+    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = None
+    generate_summary: Literal["auto", "concise", "detailed"] | None = None
+
+
+class FormatBody(Body):
+    type: Literal["text", "json_object", "json_schema"]
+    name: StrictStr | None = None
+    description: StrictStr | None = None
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+    strict: StrictBool | None = None
+
+
+class TextBody(Body):
+    format: FormatBody | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+
+
+class CountBody(Body):
+    """POST /v1/responses/input_tokens; and what both routes have."""
+
+    model: StrictStr = Field(min_length=1, max_length=MAX_MODEL_NAME)
+    input: StrictStr | list[Any] = Field(default_factory=list)
+    instructions: StrictStr | None = None
+    previous_response_id: StrictStr | None = Field(default=None, max_length=128)
+    tools: list[Any] | None = Field(default=None, max_length=MAX_TOOLS)
+    tool_choice: StrictStr | dict[str, Any] | None = None
+    parallel_tool_calls: StrictBool | None = None
+    reasoning: ReasoningBody | None = None
+    text: TextBody | None = None
+    truncation: Literal["auto", "disabled"] | None = None
+    conversation: Any = None
+
+    def sampling(self) -> Sampling:
+        """For a count: a node that can't count makes one token, and says how many the prompt had."""
+        return Sampling(max_tokens=1)
+
+    def check(self) -> None:
+        """Raises InvalidRequest for what is known and not supported."""
+        refuse("conversation", self.conversation is not None, "previous_response_id")
+
+    def request(
+        self, request_id: str, before: Sequence[Item], items: Sequence[Item], *, count_only: bool = False
+    ) -> tuple[InferRequest, list[ImageAddress]]:
+        """As the bus carries it, and the images that have to be fetched first. Raises InvalidRequest."""
+        self.check()
+        messages, images = conversation(self.instructions, before, items)
+        tools = self.functions()
+        choice, names = self._choice({tool.name for tool in tools})
+        if names is not None:
+            tools = tuple(tool for tool in tools if tool.name in names)
+        effort = self.reasoning.effort if self.reasoning else None
+        known = effort in ("low", "medium", "high")
+        request = InferRequest(
+            request_id=request_id,
+            model=self.model,
+            kind="chat",
+            messages=messages,
+            sampling=self.sampling(),
+            tools=tools,
+            tool_choice=choice,
+            tool_name=tools[0].name if choice == "required" and len(tools) == 1 else None,
+            parallel_tool_calls=self.parallel_tool_calls is not False,
+            response_format=self._format(bool(tools) and choice != "none"),
+            think=None if effort is None else EFFORTS[effort],
+            template_kwargs=json_text({"reasoning_effort": effort}, "reasoning") if known else "{}",
+            count_only=count_only,
+        )
+        return request, images
+
+    def functions(self) -> tuple[Tool, ...]:
+        """The tools as the bus carries them. Raises InvalidRequest."""
+        return tuple(_tool(tool, f"tools.{index}") for index, tool in enumerate(self.tools or ()))
+
+    def _choice(self, names: set[str]) -> tuple[Literal["auto", "none", "required"], set[str] | None]:
+        """Whether a tool is to be called, and which ones may be; None: all."""
+        choice = self.tool_choice
+        if choice is None or choice in ("auto", "none"):
+            return ("none" if choice == "none" else "auto"), None
+        if not names:
+            raise InvalidRequest("tool_choice: only with tools", param="tool_choice")
+        if choice == "required":
+            return "required", None
+        if isinstance(choice, str):
+            raise InvalidRequest('tool_choice: must be "none", "auto" or "required"', param="tool_choice")
+        if choice.get("type") == "function":
+            wanted, mode = [choice], "required"
+        elif choice.get("type") == "allowed_tools" and isinstance(choice.get("tools"), list):
+            wanted, mode = choice["tools"], str(choice.get("mode"))
+        else:
+            kind = str(choice.get("type"))[:40]
+            raise InvalidRequest(
+                f"tool_choice: type '{kind}' is not supported: function and allowed_tools are", param="tool_choice"
+            )
+        found = {tool.get("name") for tool in wanted if isinstance(tool, dict)}
+        if not found or not found <= names:
+            raise InvalidRequest("tool_choice: names what is not among the tools", param="tool_choice")
+        return ("required" if mode == "required" else "auto"), {str(name) for name in found}
+
+    def _format(self, with_tools: bool) -> ResponseFormat:
+        format = self.text.format if self.text else None
+        if format is None or format.type == "text":
+            return ResponseFormat()
+        if with_tools:
+            raise InvalidRequest("text.format: not together with tools", param="text.format")
+        if format.type == "json_object":
+            return ResponseFormat(type="json_object")
+        if format.schema_ is None:
+            raise InvalidRequest("text.format.schema: must be given", param="text.format.schema")
+        return ResponseFormat(type="json_schema", json_schema=json_text(format.schema_, "text.format.schema"))
+
+
+class ResponsesRequest(CountBody):
+    """POST /v1/responses."""
+
+    max_output_tokens: StrictInt | None = Field(default=None, ge=1, le=2**31 - 1)
+    temperature: Number | None = Field(default=None, ge=0, le=2)
+    top_p: Number | None = Field(default=None, gt=0, le=1)
+    top_logprobs: StrictInt | None = Field(default=None, ge=0, le=20)
+    include: Annotated[list[StrictStr], Field(fail_fast=True)] | None = None
+    metadata: dict[str, Any] | None = None
+    store: StrictBool | None = None
+    stream: StrictBool | None = None
+    user: StrictStr | None = None
+    safety_identifier: StrictStr | None = None
+    prompt_cache_key: StrictStr | None = None
+    background: StrictBool | None = None
+    prompt: Any = None
+
+    def stored(self) -> bool:
+        """Whether the answer is to be kept."""
+        return self.store is not False
+
+    def summarized(self) -> bool:
+        """Whether thinking is to be shown as a summary."""
+        return self.reasoning is not None and bool(self.reasoning.summary or self.reasoning.generate_summary)
+
+    def alternatives(self) -> int | None:
+        """Log probabilities asked for: None is off, else the number of candidates a token."""
+        return self.top_logprobs or 0 if self.top_logprobs or LOGPROBS in (self.include or ()) else None
+
+    def sampling(self) -> Sampling:
+        return Sampling(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            max_tokens=self.max_output_tokens,
+            logprobs=self.alternatives(),
+            unset=("presence_penalty", "frequency_penalty", "repeat_penalty"),
+        )
+
+    def check(self) -> None:
+        super().check()
+        refuse("background", bool(self.background), "stream")
+        refuse("prompt", self.prompt is not None, "instructions")
+        for index, what in enumerate(self.include or ()):
+            if what not in _INCLUDED:
+                raise InvalidRequest(f"include: '{what[:80]}' is not supported", param=f"include.{index}")
+        metadata = self.metadata or {}
+        if len(metadata) > MAX_METADATA or not all(isinstance(value, str) for value in metadata.values()):
+            raise InvalidRequest(f"metadata: at most {MAX_METADATA} texts", param="metadata")
+
+    def head(self) -> dict[str, Any]:
+        """What the answer says of its request."""
+        format = self.text.format if self.text else None
+        shown = {"type": "text"} if format is None else format.model_dump(by_alias=True, exclude_none=True)
+        reasoning = self.reasoning or ReasoningBody()
+        return {
+            "background": False,
+            "instructions": self.instructions,
+            "max_output_tokens": self.max_output_tokens,
+            "max_tool_calls": None,
+            "metadata": self.metadata or {},
+            "model": self.model,
+            "parallel_tool_calls": self.parallel_tool_calls is not False,
+            "previous_response_id": self.previous_response_id,
+            "prompt_cache_key": self.prompt_cache_key,
+            "reasoning": {"effort": reasoning.effort, "summary": reasoning.summary or reasoning.generate_summary},
+            "safety_identifier": self.safety_identifier,
+            "service_tier": "default",
+            "temperature": self.temperature,
+            "text": {"format": shown, "verbosity": self.text.verbosity if self.text else None},
+            "tool_choice": self.tool_choice or "auto",
+            "tools": [_shown(tool) for tool in self.tools or ()],
+            "top_logprobs": self.top_logprobs or 0,
+            "top_p": self.top_p,
+            "truncation": self.truncation or "disabled",
+            "user": self.user,
+        }
+
+
+class _Function(FunctionBody):
+    type: Literal["function"]
+
+
+def _tool(tool: Any, where: str) -> Tool:
+    kind = tool.get("type") if isinstance(tool, dict) else None
+    if kind != "function":
+        shown = str(kind)[:60]
+        raise InvalidRequest(f"tools of type '{shown}' are not supported: 'function' is", param=f"{where}.type")
+    try:
+        function = _Function.model_validate(tool)
+    except ValueError as error:
+        raise InvalidRequest("must have a name, and parameters that are an object", param=where) from error
+    parameters = json_text(function.parameters or {"type": "object", "properties": {}}, where)
+    return Tool(name=function.name, description=function.description or "", parameters=parameters)
+
+
+def _shown(tool: Any) -> dict[str, Any]:
+    """A tool as the answer shows it: with every field that its type has."""
+    return {"description": None, "parameters": None, "strict": None, **tool}

@@ -1,0 +1,111 @@
+"""Where a request comes from: the socket's address, unless a trusted proxy says whose it passes on."""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+import socket
+from urllib.parse import urlsplit
+
+from sanic import Request
+
+FORWARDING = ("x-forwarded-for", "forwarded", "x-real-ip", "x-forwarded-host", "via")
+"""What proxies add. Who sends one of them is no program that asks for itself."""
+UNKNOWN = "unknown"
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def _address(text: str) -> Address | None:
+    """An address, an IPv4 one inside IPv6 as such. None for anything else."""
+    text = text.strip().split("%", 1)[0]
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    try:
+        ip = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    return getattr(ip, "ipv4_mapped", None) or ip
+
+
+@functools.lru_cache(maxsize=1024)
+def is_loopback(address: str) -> bool:
+    """True for 127.0.0.0/8, ::1, and an IPv4 loopback address inside IPv6."""
+    ip = _address(address)
+    return ip is not None and ip.is_loopback
+
+
+@functools.lru_cache(maxsize=8)
+def _networks(trusted: str) -> tuple[Network, ...]:
+    return tuple(ipaddress.ip_network(part, strict=False) for part in trusted.split(",") if part)
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_trusted(address: str, trusted: str) -> bool:
+    ip = _address(address)
+    return ip is not None and any(ip.version == net.version and ip in net for net in _networks(trusted))
+
+
+def socket_peer(request: Request) -> str:
+    """The address at the other end of the connection."""
+    peer = request.transport.get_extra_info("peername") if request.transport is not None else None
+    return str(peer[0]) if peer else UNKNOWN
+
+
+def by_trusted_proxy(request: Request, trusted: str) -> bool:
+    return bool(trusted) and _is_trusted(socket_peer(request), trusted)
+
+
+def peer_of(request: Request, trusted: str) -> str:
+    """Who asks. ``trusted``: the networks of proxies, comma-separated.
+
+    Of ``X-Forwarded-For`` the last address that is no trusted proxy's counts: what stands before it is the client's own
+    word. One that is no address makes the peer unknown.
+    """
+    peer = socket_peer(request)
+    if not trusted or not _is_trusted(peer, trusted):
+        return peer
+    for part in reversed(",".join(request.headers.getall("x-forwarded-for", [])).split(",")):
+        if not part.strip():
+            continue
+        ip = _address(part)
+        if ip is None:
+            return UNKNOWN
+        peer = str(ip)
+        if not _is_trusted(peer, trusted):
+            return peer
+    return peer
+
+
+def is_forwarded(request: Request) -> bool:
+    """Whether a proxy passed it on."""
+    return any(name in request.headers for name in FORWARDING)
+
+
+@functools.lru_cache(maxsize=1)
+def _own_name() -> str:
+    return socket.gethostname().lower()
+
+
+@functools.lru_cache(maxsize=256)
+def _is_own_host(host: str) -> bool:
+    name = (urlsplit(f"//{host}").hostname or "").lower().rstrip(".")
+    return "." not in name or name == _own_name() or name.endswith(".localhost") or _address(name) is not None
+
+
+def is_own_page(request: Request) -> bool:
+    """False when a page of another site makes a browser on this machine ask.
+
+    The host must be an address, this machine's name, or a name without dots, which nobody can own (one that somebody
+    owns may lead here: DNS rebinding); and a page's origin must be that same host. Source of the first rule: Ollama,
+    ``server/routes.go``, ``allowedHostsMiddleware``.
+    """
+    host = request.headers.get("host", "")
+    try:
+        if not _is_own_host(host):
+            return False
+        origin = request.headers.get("origin")
+        return origin is None or urlsplit(origin).netloc.lower() == host.lower()
+    except ValueError:
+        return False

@@ -1,0 +1,1 @@
+"""Who may: users, sessions, API keys and their limits, known to every gateway of the cluster."""

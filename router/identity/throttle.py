@@ -1,0 +1,100 @@
+"""Guessing is slow: failures make whoever fails wait, longer each time. Pure, with the time given.
+
+Each gateway process counts for itself. An attempt counts when it begins, so that many at once are no way around.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+MOST = 10_000
+"""Names and peers that are remembered; the one seen longest ago is forgotten."""
+FORGET_S = 3600.0
+LONGEST_S = 300.0
+
+
+@dataclass(slots=True)
+class _Failures:
+    count: int = 0
+    last: float = 0.0
+    until: float = 0.0
+
+
+class Throttle:
+    """What somebody may fail at: ``allowed`` times freely, then after 1, 2, 4 … 300 s."""
+
+    def __init__(self, allowed: int) -> None:
+        self._allowed = allowed
+        self._seen: OrderedDict[str, _Failures] = OrderedDict()
+
+    def wait_s(self, who: str, now: float) -> float:
+        """How long ``who`` has to wait before another attempt; 0: not at all."""
+        seen = self._seen.get(who)
+        return 0.0 if seen is None else max(0.0, seen.until - now)
+
+    def began(self, who: str, now: float) -> None:
+        """An attempt begins; it counts as failed until :meth:`succeeded`."""
+        seen = self._seen.pop(who, None)
+        if seen is None or now - seen.last > FORGET_S:
+            seen = _Failures()
+        self._seen[who] = seen
+        seen.count += 1
+        self._punish(seen, now)
+        while len(self._seen) > MOST:
+            self._seen.popitem(last=False)
+
+    def _punish(self, seen: _Failures, now: float) -> None:
+        seen.last = now
+        if seen.count >= self._allowed:
+            seen.until = now + min(2.0 ** min(seen.count - self._allowed, 30), LONGEST_S)
+
+    def failed(self, who: str, now: float) -> None:
+        """The last attempt failed, which took a while: waiting begins now."""
+        seen = self._seen.get(who)
+        if seen is not None:
+            self._punish(seen, now)
+
+    def succeeded(self, who: str) -> None:
+        """All is forgiven."""
+        self._seen.pop(who, None)
+
+    def undo(self, who: str) -> None:
+        """The last attempt was right; those before stay counted."""
+        seen = self._seen.get(who)
+        if seen is not None:
+            seen.count, seen.until = max(0, seen.count - 1), 0.0
+
+
+class Logins:
+    """Attempts to log in: by a peer at one name, by a peer at any, and at one name by anybody.
+
+    The last one stops guessing from many addresses, and is loose, so that nobody locks another one out by five typos.
+    """
+
+    def __init__(self) -> None:
+        self._kinds = (Throttle(5), Throttle(20), Throttle(50))
+
+    @staticmethod
+    def _whos(name: str, peer: str) -> tuple[str, str, str]:
+        return f"{peer} {name}", peer, name
+
+    def begin(self, name: str, peer: str, now: float) -> float:
+        """0, and the attempt is counted; or how many seconds to wait, and it is not."""
+        whos = self._whos(name, peer)
+        wait_s = max(kind.wait_s(who, now) for kind, who in zip(self._kinds, whos, strict=True))
+        if wait_s <= 0:
+            for kind, who in zip(self._kinds, whos, strict=True):
+                kind.began(who, now)
+        return wait_s
+
+    def failed(self, name: str, peer: str, now: float) -> None:
+        """The attempt was wrong."""
+        for kind, who in zip(self._kinds, self._whos(name, peer), strict=True):
+            kind.failed(who, now)
+
+    def succeeded(self, name: str, peer: str) -> None:
+        """The attempt was right. What the peer failed at with other names is not forgotten but for this attempt."""
+        self._kinds[0].succeeded(f"{peer} {name}")
+        self._kinds[2].succeeded(name)
+        self._kinds[1].undo(peer)

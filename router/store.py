@@ -1,0 +1,273 @@
+"""The request history in ``LLMLB_HOME/router.db``: SQLite, written in batches together with the place in the stream.
+
+A batch and the number of its last message are one transaction, so that each record is there once whatever dies when.
+Two routers of one home write the same file: a record is known by its request id and its time, and the second writer's
+copy is ignored. The request id alone won't do: a client may choose it, and choose it twice.
+
+One object is one connection, for one thread. Everything raises ``sqlite3.Error``; :func:`damaged` tells what can only
+be mended by :func:`set_aside`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import sqlite_utils
+
+from llmlb.bus import codec
+from llmlb.bus.errors import BadMessage
+from llmlb.bus.messages.requests import RequestRecord
+from llmlb.bus.stream_reader import StoredMessage
+
+BUSY_TIMEOUT_S = 5.0
+"""How long a writer waits for another one (a second router of this home, somebody's sqlite3 shell)."""
+CHECKPOINT_PAGES = 8000
+"""Of 4 KiB, that the write-ahead log may hold: an index page is written often, and so into the database less often."""
+WAL_LIMIT_BYTES = 64 * 1024 * 1024
+
+_migrations = sqlite_utils.Migrations("llmlb.history")
+
+COLUMNS: dict[str, type] = {
+    "request_id": str,
+    "sent_at": float,
+    "stored_at": float,
+    "started_at": float,
+    "gateway_id": str,
+    "model": str,
+    "node_id": str,
+    "kind": str,
+    "path": str,
+    "streamed": int,
+    "key": str,
+    "status": str,
+    "reason": str,
+    "finish_reason": str,
+    "attempts": int,
+    "migrations": int,
+    "placement": str,
+    "queue_ms": float,
+    "first_token_ms": float,
+    "inter_token_ms": float,
+    "total_ms": float,
+    "prompt_tokens": int,
+    "completion_tokens": int,
+    "reasoning_tokens": int,
+    "cached_tokens": int,
+    "bytes_in": int,
+    "bytes_out": int,
+}
+"""Of the table ``requests``, beside ``id``. ``stored_at``: Unix seconds of the bus's clock; others as in the record."""
+
+BY_TIME = (
+    *("started_at", "request_id", "model", "node_id", "status", "key", "kind", "reason"),
+    *("path", "total_ms"),
+)
+"""The one index that lists are read from: in their order, and with every column a filter may name, so that any filter
+is one pass over it. Measured with 100,000 rows: see docs/metrics.md."""
+
+
+@_migrations()
+def requests_table(db: sqlite_utils.Database) -> None:
+    db.table("requests").create({"id": int, **COLUMNS}, pk="id")
+    db.table("requests").create_index(list(BY_TIME), index_name="requests_by_time")
+    db.table("requests").create_index(["request_id", "sent_at"], index_name="requests_once", unique=True)
+    # The whole message, apart: it may hold 128 KiB of text, and lists never read it.
+    db.table("request_details").create({"id": int, "record": bytes}, pk="id")
+    db.table("history_position").create({"id": int, "stream": str, "sequence": int}, pk="id")
+
+
+_INSERT = f"INSERT OR IGNORE INTO requests ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How far the stream was read. ``stream`` is when it was made: another one counts from 1 again."""
+
+    stream: str
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What became of a batch. ``skipped``: not records that can be read."""
+
+    rows: int
+    skipped: int
+    problem: str = ""
+
+
+def damaged(error: sqlite3.Error) -> bool:
+    """True when the file is no database, or a broken one."""
+    return (error.sqlite_errorcode or 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged database (over an earlier one); its new name. Raises OSError."""
+    aside = path.with_name(path.name + ".damaged")
+    for suffix in ("-wal", "-shm", ""):
+        with contextlib.suppress(FileNotFoundError):
+            path.with_name(path.name + suffix).replace(aside.with_name(aside.name + suffix))
+    return aside
+
+
+class RequestStore:
+    """The writer's connection. Making it makes or migrates the database."""
+
+    def __init__(self, path: Path, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        self._db = sqlite3.connect(path, timeout=busy_timeout_s, isolation_level=None, check_same_thread=False)
+        try:
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = NORMAL")
+            self._db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+            self._db.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT_BYTES}")
+            self._migrate()
+            self._inode = os.stat(path).st_ino
+        except BaseException:
+            self._db.close()
+            raise
+
+    def _migrate(self) -> None:
+        database = sqlite_utils.Database(self._db)
+        try:
+            _migrations.apply(database)
+        except sqlite3.OperationalError:
+            # Another router of this home may just have done the same.
+            if _migrations.pending(database):
+                raise
+
+    def close(self) -> None:
+        self._db.close()
+
+    @property
+    def in_place(self) -> bool:
+        """False when the file was deleted or replaced behind our back."""
+        try:
+            return os.stat(self._path).st_ino == self._inode
+        except OSError:
+            return False
+
+    def position(self) -> Position:
+        row = self._db.execute("SELECT stream, sequence FROM history_position WHERE id = 1").fetchone()
+        return Position("", 0) if row is None else Position(*row)
+
+    def write(self, batch: Sequence[StoredMessage], position: Position) -> Written:
+        """All of a batch and the position after it, or nothing of it."""
+        rows = skipped = 0
+        problem = ""
+        with self._transaction():
+            for message in batch:
+                try:
+                    record = codec.decode_as(RequestRecord, message.data)
+                except BadMessage as error:
+                    skipped, problem = skipped + 1, error.message
+                    continue
+                rows += self._insert(record, message)
+            self._advance(position)
+        return Written(rows, skipped, problem)
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            # A full disk or an I/O error has rolled back already.
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
+
+    def _insert(self, record: RequestRecord, message: StoredMessage) -> int:
+        cursor = self._db.execute(_INSERT, _values(record, message.stored_at))
+        if cursor.rowcount > 0:
+            self._db.execute(
+                "INSERT OR REPLACE INTO request_details (id, record) VALUES (?, ?)", (cursor.lastrowid, message.data)
+            )
+            return 1
+        return 0
+
+    def _advance(self, position: Position) -> None:
+        """Never back: another router of this home may be ahead."""
+        self._db.execute(
+            "INSERT INTO history_position (id, stream, sequence) VALUES (1, ?, ?) ON CONFLICT (id) DO UPDATE SET "
+            "sequence = CASE WHEN stream = excluded.stream THEN max(sequence, excluded.sequence) "
+            "ELSE excluded.sequence END, stream = excluded.stream",
+            (position.stream, position.sequence),
+        )
+
+    def stored_since(self, moment: float) -> list[float]:
+        """``stored_at`` of what came after ``moment``, newest first."""
+        found: list[float] = []
+        for (stored_at,) in self._db.execute("SELECT stored_at FROM requests ORDER BY id DESC"):
+            if stored_at < moment:
+                break
+            found.append(stored_at)
+        return found
+
+    def prune(self, before: float, most: int) -> int:
+        """Delete up to ``most`` of the oldest rows that were stored before ``before``; how many."""
+        with self._transaction():
+            old = self._db.execute(
+                "SELECT id FROM (SELECT id, stored_at FROM requests ORDER BY id LIMIT ?) WHERE stored_at < ?",
+                (most, before),
+            ).fetchall()
+            self._db.executemany("DELETE FROM request_details WHERE id = ?", old)
+            self._db.executemany("DELETE FROM requests WHERE id = ?", old)
+        return len(old)
+
+    def used_bytes(self) -> int:
+        """What the database holds; its file may be larger."""
+        pages, free, size = (
+            self._db.execute(f"PRAGMA {what}").fetchone()[0] for what in ("page_count", "freelist_count", "page_size")
+        )
+        return int((pages - free) * size)
+
+    def drop_details(self, most: int) -> int:
+        """Forget the bodies of up to ``most`` of the oldest rows that have them; how many."""
+        with self._transaction():
+            dropped = self._db.execute(
+                "DELETE FROM request_details WHERE id IN (SELECT id FROM request_details ORDER BY id LIMIT ?)", (most,)
+            )
+        return dropped.rowcount
+
+
+def _values(record: RequestRecord, stored_at: float) -> tuple[object, ...]:
+    usage = record.usage
+    # A gateway of an older version does not say when the request arrived.
+    started_at = record.started_at or record.sent_at - record.total_ms / 1000
+    return (
+        record.request_id,
+        record.sent_at,
+        stored_at,
+        started_at,
+        record.gateway_id,
+        record.model,
+        record.node_id,
+        record.kind,
+        record.path,
+        record.streamed,
+        record.key,
+        record.status,
+        record.reason,
+        record.finish_reason,
+        record.attempts,
+        record.migrations,
+        record.placement,
+        record.queue_ms,
+        record.first_token_ms,
+        record.inter_token_ms,
+        record.total_ms,
+        usage and usage.prompt_tokens,
+        usage and usage.completion_tokens,
+        usage and usage.reasoning_tokens,
+        usage and usage.cached_tokens,
+        record.bytes_in,
+        record.bytes_out,
+    )

@@ -1,0 +1,332 @@
+"""The snapshot that placement decides on: one model over all nodes, kept up to date row by row.
+
+Each row is weighed when it changes, and the weights lie in numpy columns, so that a decision over 1,000 nodes is a
+handful of vector operations (:mod:`llmlb.router.placement`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmlb.router.table_costs import Costs, Speeds, usable_number
+
+ASSUMED_SLOTS = 4
+"""Of a model whose slots are not known, because it is not loaded there."""
+TRIALS = 3
+"""Requests that an unmeasured node gets as if it were the fastest."""
+FORGOTTEN_AFTER = 500
+"""Decisions a node, times the number of nodes, after which one that was never chosen meanwhile is tried again. So at
+most one request in 500 goes to a node that may be slower than the best."""
+
+State = Literal["ready", "loading", "cold"]
+Column = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One node, as far as one model goes."""
+
+    usable: bool
+    """Online, not suspect, not draining."""
+    state: State
+    slots: int
+    """0: unknown, :data:`ASSUMED_SLOTS` are assumed."""
+    running: int
+    """Requests for the model on it, waiting ones included."""
+    prefill_tps: float | None = None
+    """Prompt tokens a second; None: not measured."""
+    decode_tps: float | None = None
+    """Tokens a second of one answer; None: not measured."""
+    load_s: float | None = None
+    """Seconds to load (cold), left to load (loading), it took to load (ready); None: unknown."""
+    fits: bool = True
+    """A cold load would fit into memory."""
+    penalty_s: float = 0.0
+    """Seconds that fast failures count (:meth:`llmlb.router.breaker.Breakers.penalty_s`)."""
+    closed: bool = True
+    """The breaker lets requests through, or one as a probe."""
+    same_answer: bool = False
+    """Load, cache and migration do not change an answer there. Placement makes no use of it."""
+
+
+@dataclass(slots=True)
+class Entry:
+    """A row and what the table keeps with it."""
+
+    node_id: str
+    row: Row
+    running: int = 0
+    slots: int = ASSUMED_SLOTS
+    prefill_tps: float | None = None
+    decode_tps: float | None = None
+    load_s: float | None = None
+    """The last that was measured there, kept while the model is not in memory."""
+    tries: int = 0
+    """Requests it got, counted up to TRIALS."""
+    forgotten: bool = False
+    """It gets the next request as if it were the fastest."""
+    chosen_at: int = 0
+    """The decision at which it was chosen last, or joined."""
+    room: int | None = None
+    """Free slots; None: it can't be chosen, or is cold."""
+
+
+class Table:
+    """One model over all nodes.
+
+    ``seed`` differs between gateways: which of equal nodes that were never chosen comes first depends on it, so that
+    gateways that start together do not all choose the same.
+    """
+
+    turn: NDArray[np.int64]
+    """Of nodes that cost the same the one with the smallest goes first."""
+    fixed_s: Column
+    prefill_s: Column
+    """Seconds a prompt token takes."""
+    decode_s: Column
+    rate: Column
+    """Requests a second; 0 where the model is cold."""
+    full: Column
+    """1 where every slot is taken."""
+    cold: Column
+    """1 where the model is cold and not on its way."""
+    _sum: Column
+    _term: Column
+
+    def __init__(self, seed: str = "") -> None:
+        self.costs = Costs()
+        self.most_slots = ASSUMED_SLOTS
+        """The most slots a row ever had."""
+        self._seed = seed
+        self._index: dict[str, int] = {}
+        self._entries: list[Entry] = []
+        self._order: OrderedDict[str, None] = OrderedDict()
+        """Node ids, the one that was not chosen for longest first."""
+        self._left: dict[str, float] = {}
+        """Seconds left to load, of nodes that load it and can be chosen."""
+        self._decisions = 0
+        self._unweighed = 0
+        self._free = 0
+        self._open = 0
+        """Rows with a room."""
+        self._columns: Column = np.zeros((8, 16))
+        self._turns: NDArray[np.int64] = np.zeros(16, dtype=np.int64)
+        self._resize(0)
+
+    def _resize(self, size: int) -> None:
+        """Views of the first rows, made once for many decisions."""
+        if size > len(self._turns):
+            self._columns = np.concatenate((self._columns, np.zeros_like(self._columns)), axis=1)
+            self._turns = np.concatenate((self._turns, np.zeros_like(self._turns)))
+        self.turn = self._turns[:size]
+        self.fixed_s, self.prefill_s, self.decode_s, self.rate, self.full, self.cold, self._sum, self._term = (
+            column[:size] for column in self._columns
+        )
+
+    # What is known
+
+    def put(self, node_id: str, row: Row) -> None:
+        """A node's newest row, for any that was there. Its ``running`` is the truth from now on."""
+        index = self._index.get(node_id)
+        new = index is None
+        if index is None:
+            index = self._append(node_id, row)
+        entry = self._entries[index]
+        if not new and entry.row == row and entry.running == row.running:
+            return
+        entry.row, entry.running = row, max(0, row.running)
+        entry.slots = row.slots if row.slots > 0 else ASSUMED_SLOTS
+        self.most_slots = max(self.most_slots, entry.slots)
+        if _note(entry, row) or new:
+            self._unweighed += 1
+            if self._unweighed >= max(1, len(self._entries) // 8):
+                self._measure()
+        self._weigh(index)
+
+    def drop(self, node_id: str) -> None:
+        """The node is gone, or does not have the model any more. Nothing when it is not here."""
+        index = self._index.pop(node_id, None)
+        if index is None:
+            return
+        self._account(self._entries[index], None)
+        self._left.pop(node_id, None)
+        del self._order[node_id]
+        last = self._entries.pop()
+        if last.node_id != node_id:
+            self._entries[index] = last
+            self._index[last.node_id] = index
+            self._columns[:, index] = self._columns[:, len(self._entries)]
+            self._turns[index] = self._turns[len(self._entries)]
+        self._resize(len(self._entries))
+
+    def add(self, node_id: str, running: int) -> None:
+        """So many requests more (or, negative, fewer) are on the node. More: it was chosen, and others' turn is next.
+
+        Nothing when the node is not here.
+        """
+        index = self._index.get(node_id)
+        if index is None:
+            return
+        entry = self._entries[index]
+        entry.running = max(0, entry.running + running)
+        if running > 0:
+            self._decisions += 1
+            self.turn[index] = entry.chosen_at = self._decisions
+            self._order.move_to_end(node_id)
+            entry.tries = min(TRIALS, entry.tries + 1)
+            entry.forgotten = False
+        self._weigh(index)
+        if running > 0:
+            self._remember_the_forgotten()
+
+    def finished(self, prompt_tokens: int, answer_tokens: int) -> None:
+        """A request for the model ended well: how long requests usually are is what a wait is estimated by."""
+        if self.costs.finished(prompt_tokens, answer_tokens):
+            self._weigh_all()
+
+    # What is asked
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def rows(self) -> dict[str, Row]:
+        """All rows with what runs there now; for tests and for debugging."""
+        return {entry.node_id: replace(entry.row, running=entry.running) for entry in self._entries}
+
+    def free(self) -> int:
+        """Slots that a request could have at once, over all nodes that can be chosen; those of loading nodes count.
+
+        Cold nodes count only when the model is neither loaded nor on its way anywhere, and then one of them: the one
+        load that all wait for.
+        """
+        if self._open:
+            return self._free
+        cold = np.flatnonzero(self.cold)
+        return max((self._entries[index].slots for index in cold.tolist()), default=0)
+
+    def find(self, node_id: str) -> int | None:
+        """The index of a node's row."""
+        return self._index.get(node_id)
+
+    def warm(self, node_id: str) -> int | None:
+        """The index of a node's row if it has the model in memory, and so may have a cache."""
+        index = self._index.get(node_id)
+        return index if index is not None and self._entries[index].row.state == "ready" else None
+
+    def entry(self, index: int) -> Entry:
+        """The row at an index and what goes with it."""
+        return self._entries[index]
+
+    def weighed(self, prompt: float, answer: float, queued: int) -> Column:
+        """Seconds that a request would cost on each node; inf where it can't go. Valid until the next call.
+
+        ``prompt`` and ``answer`` in tokens. ``queued`` requests wait at the gateway, too: a full node counts as
+        taking their turns as well.
+        """
+        costs, term = self._sum, self._term
+        np.multiply(self.prefill_s, prompt, out=costs)
+        np.multiply(self.decode_s, answer, out=term)
+        costs += term
+        costs += self.fixed_s
+        if self._left:
+            np.multiply(self.cold, min(self._left.values()), out=term)
+            costs += term
+        if queued > 0 and (rate := float(self.rate.sum())) > 0.0:
+            np.multiply(self.full, queued / rate, out=term)
+            costs += term
+        return costs
+
+    # Inside
+
+    def _append(self, node_id: str, row: Row) -> int:
+        index = len(self._entries)
+        self._resize(index + 1)
+        self._index[node_id] = index
+        self._entries.append(Entry(node_id, row, chosen_at=self._decisions))
+        self._order[node_id] = None
+        # Before all that were ever chosen, and among themselves in an order that does not depend on who came first.
+        digest = hashlib.blake2b(f"{self._seed} {node_id}".encode(), digest_size=7).digest()
+        self.turn[index] = -1 - int.from_bytes(digest, "big")
+        return index
+
+    def _measure(self) -> None:
+        """Typical values anew; what is weighed by them, too, when they moved."""
+        self._unweighed = 0
+        entries = self._entries
+        if self.costs.measured(
+            (entry.prefill_tps for entry in entries if entry.prefill_tps is not None),
+            (entry.decode_tps for entry in entries if entry.decode_tps is not None),
+            (entry.load_s for entry in entries if entry.load_s is not None),
+        ):
+            for index, entry in enumerate(entries):
+                if entry.prefill_tps is None or entry.decode_tps is None or entry.load_s is None or entry.forgotten:
+                    self._weigh(index)
+
+    def _weigh_all(self) -> None:
+        for index in range(len(self._entries)):
+            self._weigh(index)
+
+    def _remember_the_forgotten(self) -> None:
+        node_id = next(iter(self._order))
+        entry = self._entries[self._index[node_id]]
+        if self._decisions - entry.chosen_at >= FORGOTTEN_AFTER * len(self._entries):
+            entry.forgotten = True
+            entry.chosen_at = self._decisions
+            self._order.move_to_end(node_id)
+            self._weigh(self._index[node_id])
+
+    def _speeds(self, entry: Entry) -> Speeds:
+        if entry.forgotten:
+            return self.costs.best
+        assumed = self.costs.best if entry.tries < TRIALS else self.costs.typical
+        return Speeds(entry.prefill_tps or assumed.prefill, entry.decode_tps or assumed.decode)
+
+    def _weigh(self, index: int) -> None:
+        entry = self._entries[index]
+        row = entry.row
+        # Cold by its last word, but a request is on its way to it: then it loads, or will at once.
+        idle = row.state == "cold" and not entry.running
+        self._left.pop(entry.node_id, None)
+        if not (row.usable and row.closed and (row.fits or row.state != "cold")):
+            self._account(entry, None)
+            self.fixed_s[index] = math.inf
+            self.prefill_s[index] = self.decode_s[index] = self.rate[index] = 0.0
+            self.full[index] = self.cold[index] = 0.0
+            return
+        load_s = 0.0
+        if row.state != "ready":
+            left_s = None if row.load_s is None else usable_number(max(row.load_s, 0.001))
+            load_s = left_s or entry.load_s or self.costs.load_s
+            if not idle:
+                self._left[entry.node_id] = load_s
+        weights = self.costs.weigh(entry.running, entry.slots, self._speeds(entry), load_s + row.penalty_s)
+        self.fixed_s[index] = weights.fixed_s
+        self.prefill_s[index] = weights.prefill_s
+        self.decode_s[index] = weights.decode_s
+        self.rate[index] = 0.0 if idle else weights.rate
+        room = max(0, entry.slots - entry.running)
+        self.full[index] = float(not idle and not room)
+        self.cold[index] = float(idle)
+        self._account(entry, None if idle else room)
+
+    def _account(self, entry: Entry, room: int | None) -> None:
+        self._free += (room or 0) - (entry.room or 0)
+        self._open += (room is not None) - (entry.room is not None)
+        entry.room = room
+
+
+def _note(entry: Entry, row: Row) -> bool:
+    """Keep what the row has measured. True: it is other than before."""
+    before = entry.prefill_tps, entry.decode_tps, entry.load_s
+    entry.prefill_tps = usable_number(row.prefill_tps) or entry.prefill_tps
+    entry.decode_tps = usable_number(row.decode_tps) or entry.decode_tps
+    if row.state != "loading":
+        entry.load_s = usable_number(row.load_s) or entry.load_s
+    return before != (entry.prefill_tps, entry.decode_tps, entry.load_s)

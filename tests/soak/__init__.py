@@ -1,0 +1,1 @@
+"""``make soak``: a cluster under load while things go wrong at random. Not part of the test suite."""
