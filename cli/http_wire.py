@@ -63,7 +63,7 @@ class Wire:
                 set_cookies = response.headers.get_all("Set-Cookie") or []
                 cookies = tuple(each.partition(";")[0] for each in set_cookies)
                 return Answer(response.status, response.headers.get_content_type(), _whole(response), cookies)
-            except BaseException:
+            except BaseException:  # cleaned up after, and raised again
                 self.close()  # what is left on it belongs to this request
                 raise
 

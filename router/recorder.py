@@ -21,7 +21,7 @@ from llmlb.bus.tasks import Background
 log = logging.getLogger("llmlb.router.recorder")
 
 WAITING_MAX = 20_000
-"""Records that wait while the bus is away; beyond it the oldest are dropped, and that is logged."""
+"""Records that wait while the bus is away. Beyond it new ones are dropped, as the oldest may be on their way."""
 BATCH = 200
 EVERY_S = 0.2
 RETRY_S = 1.0
@@ -43,12 +43,12 @@ class Recorder:
         self._background.start(self._run(), "run")
 
     def put(self, record: RequestRecord) -> None:
-        self._waiting.append(record)
-        if len(self._waiting) > WAITING_MAX:
-            self._waiting.popleft()
+        if len(self._waiting) >= WAITING_MAX:
             self._dropped += 1
             if self._dropped == 1:
                 log.warning("request_records_dropped limit=%d", WAITING_MAX)
+            return
+        self._waiting.append(record)
         self._there.set()
 
     async def _run(self) -> None:

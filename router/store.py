@@ -129,7 +129,7 @@ class RequestStore:
             self._db.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT_BYTES}")
             self._migrate()
             self._inode = os.stat(path).st_ino
-        except BaseException:
+        except BaseException:  # cleaned up after, and raised again
             self._db.close()
             raise
 
@@ -178,7 +178,7 @@ class RequestStore:
         try:
             yield
             self._db.execute("COMMIT")
-        except BaseException:
+        except BaseException:  # rolled back, and raised again
             # A full disk or an I/O error has rolled back already.
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
