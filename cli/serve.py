@@ -135,7 +135,6 @@ class RouterRole:
             self._history.start()
         if self._workers is not None:
             self._workers.start(self.server.port)
-        self.ready.started = True
 
     async def stop(self) -> None:
         if self._workers is not None:
@@ -198,7 +197,6 @@ class NodeRole:
         await self.fleet.start()
         await self._dispatcher.start()
         await self.agent.run(f"{self._settings.node_bind}:{self.server.port}")
-        self.ready.started = True
 
     async def stop(self) -> None:
         await self.agent.drain(self._settings.drain_timeout_s)
@@ -294,7 +292,9 @@ async def _announce(
         log.exception("start_failed")
         stop.set()
         return False
-    await _until_model_known(roles, stop)
+    await _until_models_known(roles, stop)
+    for role in roles:
+        role.ready.started = True
     # What start-up made stays: the collector need not look at it again, nor after each 700 objects of a request.
     gc.collect()
     gc.freeze()
@@ -318,12 +318,12 @@ async def _stop(roles: list[Role], background: Background) -> None:
             log.exception("stop_failed")
 
 
-async def _until_model_known(roles: list[Role], stop: asyncio.Event) -> None:
-    """With a node of our own: until every gateway lists its models, so that the printed lines work when pasted."""
+async def _until_models_known(roles: list[Role], stop: asyncio.Event) -> None:
+    """With a node of our own: until every gateway knows its models, so that who is told of it may ask at once."""
     deadline = time.monotonic() + SLOW_START_S
     if any(isinstance(role, NodeRole) for role in roles):
         while not stop.is_set() and time.monotonic() < deadline:
-            if all(role.fleet.list_models() for role in roles):
+            if all(role.fleet.settled() for role in roles):
                 return
             await asyncio.sleep(READY_POLL_S)
 

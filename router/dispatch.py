@@ -156,7 +156,7 @@ class Dispatcher:
         """
         if not self._open or not self._bus.connected:
             raise BusDown("the bus is not reachable at the moment")
-        self._fleet.check(request.model)
+        await self._fleet.check(request.model)
         journey = Journey(request, call or Call(), self.gateway_id)
         self.metrics.request_began(request.model)
         try:

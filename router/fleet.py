@@ -18,7 +18,7 @@ from nats.aio.msg import Msg
 
 from llmlb.bus import codec, subjects
 from llmlb.bus.connection import Bus
-from llmlb.bus.errors import BadMessage, LlmlbError, ModelDownloading, ModelUnknown, NoCapableNode
+from llmlb.bus.errors import BadMessage, BusDown, LlmlbError, ModelDownloading, ModelUnknown, NoCapableNode
 from llmlb.bus.messages.models import ListModels, ModelInfo, ModelList
 from llmlb.bus.messages.nodes import Heartbeat
 from llmlb.bus.messages.router import ClusterModel, NodeView
@@ -33,6 +33,9 @@ log = logging.getLogger("llmlb.router.fleet")
 TICK_S = 0.5
 RPC_TIMEOUT_S = 3.0
 FLUSH_S = 2
+ARRIVAL_S = 3.0
+"""How long a fleet that has just begun may not have heard of a node that is there: three heartbeats."""
+ARRIVAL_POLL_S = 0.02
 
 
 @dataclass(slots=True)
@@ -57,6 +60,7 @@ class Fleet:
         self._only = only
         self._nodes: dict[str, Node] = {}
         self._background = Background("fleet")
+        self._began: float | None = None
         self.members = Members(bus, only=only, changed=self._refresh, removed=self._remove)
         """Who is in the cluster, and in which state."""
         self.loads = Loads(Breakers())
@@ -71,6 +75,7 @@ class Fleet:
         await self._bus.subscribe(subject, self._on_heartbeat)
         with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
             await self._bus.client.flush(FLUSH_S)  # the bus knows of it; after an outage it is told again anyway
+        self._began = time.monotonic()
         self._background.start(self._tick(), "tick")
 
     async def close(self) -> None:
@@ -138,10 +143,21 @@ class Fleet:
 
     # Dispatch's side
 
-    def check(self, model: str) -> None:
-        """Raises what a request for this model gets when no node has it: see :meth:`explain`."""
-        if not self.loads.has(model):
-            self.explain(model)
+    async def check(self, model: str) -> None:
+        """Raises what a request for this model gets when no node has it: see :meth:`explain`.
+
+        While it is still being found out who has what, which takes up to ARRIVAL_S, the request waits for it.
+        """
+        if self.loads.has(model):
+            return
+        until = time.monotonic() + ARRIVAL_S
+        while self._arriving() and self._bus.connected and time.monotonic() < until:
+            await asyncio.sleep(ARRIVAL_POLL_S)
+            if self.loads.has(model):
+                return
+        if not self._bus.connected:
+            raise BusDown("the bus is not reachable at the moment")
+        self.explain(model)
 
     def explain(self, model: str) -> NoReturn:
         """Why no node can take a request for this model.
@@ -155,13 +171,30 @@ class Fleet:
         for node in self._nodes.values():
             if any(name in (model, wanted) or name.partition(":")[0] == model for name in node.beat.pulling):
                 raise ModelDownloading(f"the model '{model}' is being downloaded; GET /v0/tasks shows how far it is")
-        if not any(self.members.state(node_id) == "online" for node_id in self._nodes):
+        if not self._anybody():
             raise NoCapableNode("no node is online yet, so nobody knows which models there are")
         if not self._models_known():
             raise NoCapableNode(f"not every node has said yet what it has, and none of the others has model '{model}'")
         raise ModelUnknown(
             f"the model '{model}' does not exist here; GET /v1/models lists those that do", param="model"
         )
+
+    def _arriving(self) -> bool:
+        """A node may be there that has not yet said what it has."""
+        if not self._models_known():
+            return True
+        if self._began is None or time.monotonic() - self._began > ARRIVAL_S:
+            return False
+        return not self.settled() or any(
+            record.approved and node_id not in self._nodes for node_id, record in self.members.records().items()
+        )
+
+    def settled(self) -> bool:
+        """A node is online, and each one that is has said what it has."""
+        return self._anybody() and self._models_known()
+
+    def _anybody(self) -> bool:
+        return any(self.members.state(node_id) == "online" for node_id in self._nodes)
 
     def _models_known(self) -> bool:
         """Each node that is online has said what it has."""
