@@ -10,7 +10,7 @@ import codecs
 from llmlb.node.engine.interface import Piece
 from llmlb.node.engine.reasoning import Markers, ThinkSplitter
 from llmlb.node.engine.streamer import StopFilter
-from llmlb.node.engine.tools import ToolReader
+from llmlb.node.engine.tool_reader import ToolReader
 
 
 class AnswerReader:

@@ -24,7 +24,8 @@ from llmlb.node.engine.answer import AnswerReader
 from llmlb.node.engine.images import decode_image
 from llmlb.node.engine.reasoning import Markers, opened_by
 from llmlb.node.engine.templates import ChatTemplate
-from llmlb.node.engine.tools import ToolFormat, ToolReader
+from llmlb.node.engine.tool_reader import ToolReader
+from llmlb.node.engine.tools import ToolFormat
 
 Pixels = npt.NDArray[np.uint8]
 """RGB, shape (height, width, 3)."""

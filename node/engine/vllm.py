@@ -20,9 +20,8 @@ import queue
 import threading
 import time
 from collections.abc import Coroutine
-from concurrent.futures import Future
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +35,12 @@ from llmlb.bus.messages.infer import (
     TopLogprob,
     Usage,
 )
-from llmlb.node.engine.answer import AnswerReader
 from llmlb.node.engine.interface import Capabilities, Handle, LoadOptions, Piece, Sink
 from llmlb.node.engine.prompts import PromptMaker, RenderedPrompt, reader_for
 from llmlb.node.engine.reasoning import FAMILIES
 from llmlb.node.engine.templates import ChatTemplate
 from llmlb.node.engine.tools import calls_schema, format_of
+from llmlb.node.engine.vllm_job import Job, Pulse
 from llmlb.node.engine.vllm_setup import (
     end_children_when_this_process_dies,
     engine_arguments,
@@ -59,68 +58,6 @@ SHUTDOWN_TIMEOUT_S = 2.0
 """What vLLM's process gets to end by itself. This process needs time to end too, and the agent kills it after 5 s."""
 
 
-@dataclass(slots=True)
-class _Job:
-    """One request at vLLM."""
-
-    handle: Handle
-    request: InferRequest
-    prompt_tokens: int
-    reader: AnswerReader
-    after: bytes
-    """What belongs behind a forced tool call."""
-    queued_at: float
-    reported_at: float
-    work: Future[None] | None = None
-    sampled: int = 0
-    """Tokens of the answer, those of the continuation included."""
-    thought: int = 0
-    """Of those, tokens of thinking."""
-    cached: int = 0
-    prefill_ms: float = 0.0
-    first_token_at: float = 0.0
-    unsent: Piece = field(default_factory=Piece)
-
-    @property
-    def chat(self) -> bool:
-        return self.request.kind == "chat"
-
-    def read(self, token: int, data: bytes) -> Piece:
-        """Count a token and read its bytes."""
-        self.sampled += 1
-        piece = self.reader.feed(data)
-        self.thought += self.reader.thinking or bool(piece.reasoning)
-        return piece
-
-    def add(self, piece: Piece, token: int | None = None, logprobs: tuple[TokenLogprob, ...] = ()) -> None:
-        unsent = self.unsent
-        unsent.text += piece.text
-        unsent.reasoning += piece.reasoning
-        unsent.tool_calls += piece.tool_calls
-        if token is not None:
-            unsent.token_ids += (token,)
-        unsent.logprobs += logprobs
-
-
-class _Pulse:
-    """A vLLM stat logger that only notes that the engine stepped: the proof of life behind progress replies."""
-
-    def __init__(self) -> None:
-        self.at = 0.0
-
-    def record(self, *_: Any, **__: Any) -> None:
-        self.at = time.monotonic()
-
-    def log_engine_initialized(self) -> None:
-        pass
-
-    def log(self) -> None:
-        pass
-
-    def record_sleep_state(self, *_: Any, **__: Any) -> None:
-        pass
-
-
 _Outcome = Any
 """vLLM's RequestOutput; an LlmlbError: it failed; a finish reason: it was over before it began; ``counted``."""
 
@@ -136,9 +73,9 @@ class VllmEngine:
     def __init__(self, options: LoadOptions) -> None:
         """Load the model. Raises ModelLoadFailed, also when vLLM is not installed."""
         self._model_name = options.model
-        self._jobs: dict[Handle, _Job] = {}
-        self._results: queue.SimpleQueue[tuple[_Job, _Outcome]] = queue.SimpleQueue()
-        self._pulse = _Pulse()
+        self._jobs: dict[Handle, Job] = {}
+        self._results: queue.SimpleQueue[tuple[Job, _Outcome]] = queue.SimpleQueue()
+        self._pulse = Pulse()
         self._dead = False
         self._llm: Any = None
         prepare_environment()
@@ -226,7 +163,7 @@ class VllmEngine:
             self._generate(job, [*prompt, *request.continuation], params), self._loop
         )
 
-    def _prepare(self, handle: Handle, request: InferRequest) -> tuple[_Job, list[int], RenderedPrompt]:
+    def _prepare(self, handle: Handle, request: InferRequest) -> tuple[Job, list[int], RenderedPrompt]:
         """The job, its prompt as tokens, and what that was made from. A call that is forced begins in the prompt."""
         self._refuse_what_is_missing(request)
         made = self._prompts.render(request)
@@ -244,7 +181,7 @@ class VllmEngine:
         reader = reader_for(request, made)
         reader.feed(before.encode())
         now = time.monotonic()
-        return _Job(handle, request, len(prompt), reader, after.encode(), now, now), prompt, made
+        return Job(handle, request, len(prompt), reader, after.encode(), now, now), prompt, made
 
     def _refuse_what_is_missing(self, request: InferRequest) -> None:
         if request.kind == "embedding":
@@ -318,7 +255,7 @@ class VllmEngine:
         found: type[Exception] = getattr(vllm.exceptions, "VLLMClientError", ValueError)
         return found
 
-    async def _generate(self, job: _Job, tokens: list[int], params: Any) -> None:
+    async def _generate(self, job: Job, tokens: list[int], params: Any) -> None:
         """On the loop: one request from begin to end. Cancelled: vLLM aborts it, and nothing more comes."""
         from vllm.inputs import tokens_input
         from vllm.v1.engine.exceptions import EngineDeadError
@@ -379,7 +316,7 @@ class VllmEngine:
                 job.reported_at = now
                 sink.progress(job.handle, "prefill" if place < self.slots else "queued", 0, job.prompt_tokens)
 
-    def _take(self, job: _Job, outcome: _Outcome, sink: Sink) -> None:
+    def _take(self, job: Job, outcome: _Outcome, sink: Sink) -> None:
         if self._jobs.get(job.handle) is not job:
             return  # It was cancelled, or met a stop text; this is what vLLM made before it knew.
         if isinstance(outcome, LlmlbError):
@@ -393,7 +330,7 @@ class VllmEngine:
         else:
             self._take_output(job, outcome, sink)
 
-    def _take_output(self, job: _Job, output: Any, sink: Sink) -> None:
+    def _take_output(self, job: Job, output: Any, sink: Sink) -> None:
         made = output.outputs[0]
         reason: str | None = made.finish_reason
         self._note_times(job, output)
@@ -415,14 +352,14 @@ class VllmEngine:
             del self._jobs[job.handle]
             sink.failed(job.handle, EngineCrashed(f"vLLM ended the request ({reason})"))
 
-    def _note_times(self, job: _Job, output: Any) -> None:
+    def _note_times(self, job: Job, output: Any) -> None:
         job.cached = max(job.cached, min(output.num_cached_tokens or 0, job.prompt_tokens))
         if job.first_token_at == 0.0:
             job.first_token_at = time.monotonic()
             if output.metrics is not None:
                 job.prefill_ms = max(0.0, output.metrics.first_token_ts - output.metrics.scheduled_ts) * 1000
 
-    def _logprob(self, token: int, found: Any, job: _Job) -> TokenLogprob:
+    def _logprob(self, token: int, found: Any, job: Job) -> TokenLogprob:
         """``found``: vLLM's Logprob of the token and of the most likely ones, by token id."""
         wanted = job.request.sampling.logprobs or 0
         best = sorted(found.items(), key=lambda item: item[1].rank)[:wanted]
@@ -438,14 +375,14 @@ class VllmEngine:
         data = self._vocabulary.bytes_of(token)
         return TopLogprob(token=data.decode(errors="replace"), token_bytes=tuple(data), logprob=_finite(logprob))
 
-    def _send(self, job: _Job, sink: Sink, *, all: bool = False) -> None:
+    def _send(self, job: Job, sink: Sink, *, all: bool = False) -> None:
         piece = job.unsent
         if piece.text or piece.reasoning or piece.tool_calls or (all and piece.token_ids):
             job.reported_at = time.monotonic()
             job.unsent = Piece()
             sink.delta(job.handle, piece)
 
-    def _finish(self, job: _Job, reason: FinishReason, sink: Sink) -> None:
+    def _finish(self, job: Job, reason: FinishReason, sink: Sink) -> None:
         if not job.reader.stopped:
             if reason == "stop":
                 job.add(job.reader.feed(job.after))

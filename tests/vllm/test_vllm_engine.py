@@ -2,41 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import json
-import os
-import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal
 
 import pytest
 
-from llmlb.bus import codec
-from llmlb.bus.errors import ContextOverflow, EngineCrashed, InvalidRequest, LlmlbError, ModelLoadFailed
+from llmlb.bus.errors import ContextOverflow, InvalidRequest, ModelLoadFailed
 from llmlb.bus.messages.infer import (
     ChatMessage,
     ContentPart,
-    FinishReason,
-    InferRequest,
     LogitBias,
     ResponseFormat,
-    Sampling,
-    Timings,
     Tool,
-    Usage,
 )
-from llmlb.node.engine.interface import Capabilities, LoadOptions, Piece
-from llmlb.node.engine.process import EngineProcess
+from llmlb.node.engine.interface import LoadOptions
 from llmlb.node.engine.vllm import VllmEngine
 from llmlb.node.engine.vllm_setup import engine_arguments
 from llmlb.node.engine.vllm_vocabulary import Vocabulary
-from tests.vllm.make_checkpoint import make_checkpoint
+from tests.vllm.rig import ANSWER_S, CONTEXT, END, ENDLESS, SLOTS, Rig, chat, options
 
 pytestmark = [
     pytest.mark.vllm,
@@ -44,106 +32,6 @@ pytestmark = [
     # vLLM and torch warn of themselves on import.
     pytest.mark.filterwarnings("ignore"),
 ]
-
-SLOTS, CONTEXT = 4, 768
-ANSWER_S = 60.0
-END = 1
-"""The tiny model's end-of-turn token."""
-ENDLESS: dict[str, Any] = {"max_tokens": None, "logit_bias": (LogitBias(token_id=END, bias=-100.0),)}
-
-
-def options(folder: Path) -> LoadOptions:
-    return LoadOptions("tiny", str(folder), None, SLOTS, CONTEXT, None)
-
-
-def chat(text: str = "hi", **fields: Any) -> InferRequest:
-    sampling = Sampling(**{"temperature": 0.0, "max_tokens": 24, **fields.pop("sampling", {})})
-    return InferRequest(
-        request_id="r",
-        model="tiny",
-        kind="chat",
-        messages=(ChatMessage(role="user", content=text),),
-        sampling=sampling,
-        **fields,
-    )
-
-
-@dataclass
-class Answer:
-    """What one request got."""
-
-    pieces: list[Piece] = field(default_factory=list)
-    progress: int = 0
-    reason: FinishReason | None = None
-    usage: Usage = field(default_factory=lambda: Usage(prompt_tokens=0, completion_tokens=0))
-    timings: Timings = field(default_factory=Timings)
-    error: LlmlbError | None = None
-
-    @property
-    def text(self) -> str:
-        return "".join(piece.text for piece in self.pieces)
-
-    @property
-    def tokens(self) -> tuple[int, ...]:
-        return tuple(token for piece in self.pieces for token in piece.token_ids)
-
-    @property
-    def over(self) -> bool:
-        return self.reason is not None or self.error is not None
-
-
-class Rig:
-    """An engine and a sink. Implements :class:`llmlb.node.engine.interface.Sink`."""
-
-    def __init__(self, engine: VllmEngine) -> None:
-        self.engine = engine
-        self.answers: dict[int, Answer] = {}
-        self._handles = itertools.count(1)
-
-    def progress(self, handle: int, phase: Literal["queued", "prefill"], done: int, total: int) -> None:
-        self.answers[handle].progress += 1
-
-    def delta(self, handle: int, piece: Piece) -> None:
-        assert not self.answers[handle].over
-        self.answers[handle].pieces.append(piece)
-
-    def embedded(self, handle: int, index: int, vector: bytes) -> None:
-        raise AssertionError("no embeddings here")
-
-    def end(
-        self, handle: int, reason: FinishReason, usage: Usage, timings: Timings, stop_text: str | None = None
-    ) -> None:
-        answer = self.answers[handle]
-        assert not answer.over
-        answer.reason, answer.usage, answer.timings = reason, usage, timings
-
-    def failed(self, handle: int, error: LlmlbError) -> None:
-        assert not self.answers[handle].over
-        self.answers[handle].error = error
-
-    def submit(self, request: InferRequest) -> int:
-        handle = next(self._handles)
-        self.answers[handle] = Answer()
-        self.engine.submit(handle, request)
-        return handle
-
-    def finish(self, *handles: int) -> list[Answer]:
-        deadline = time.monotonic() + ANSWER_S
-        while not all(self.answers[handle].over for handle in handles):
-            assert time.monotonic() < deadline, "no end of the answers"
-            self.engine.step(self)
-        return [self.answers[handle] for handle in handles]
-
-    def ask(self, request: InferRequest) -> Answer:
-        (answer,) = self.finish(self.submit(request))
-        if answer.error is not None:
-            raise answer.error
-        return answer
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
@@ -474,119 +362,3 @@ def test_tokens_of_a_sentencepiece_vocabulary_have_their_bytes() -> None:
     pieces = {5: "\u2581Hello", 6: "<0xE6>", 7: "<0x97>", 8: "<0xA5>", 9: None}
     vocabulary = Vocabulary(SimpleNamespace(convert_ids_to_tokens=pieces.get), "")
     assert b"".join(map(vocabulary.bytes_of, pieces)).decode() == " Hello日"
-
-
-# In the real worker process
-
-
-@dataclass
-class Listener:
-    """Gathers what a worker says."""
-
-    replies: list[tuple[int, dict[str, Any], bool]] = field(default_factory=list)
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-    exits: list[LlmlbError | None] = field(default_factory=list)
-    capabilities: Capabilities | None = None
-    shared_memory: set[Path] = field(default_factory=lambda: set(Path("/dev/shm").iterdir()))
-    """What was there before the worker."""
-
-    async def on_reply(self, handle: int, data: bytes, last: bool) -> None:
-        self.replies.append((handle, json.loads(data), last))
-        self.changed.set()
-
-    def on_loading(self, percent: int) -> None:
-        pass
-
-    def on_capabilities(self, capabilities: Capabilities) -> None:
-        self.capabilities = capabilities
-
-    async def on_exit(self, error: LlmlbError | None) -> None:
-        self.exits.append(error)
-        self.changed.set()
-
-    async def until(self, condition: Any, timeout_s: float = 60.0) -> None:
-        async with asyncio.timeout(timeout_s):
-            while not condition():
-                self.changed.clear()
-                await self.changed.wait()
-
-    def of(self, handle: int, type: str) -> list[dict[str, Any]]:
-        return [message for h, message, _ in self.replies if h == handle and f".{type}." in message["type"]]
-
-
-@pytest.fixture
-async def worker(checkpoint: Path) -> AsyncIterator[tuple[EngineProcess, Listener]]:
-    listener = Listener()
-    process = EngineProcess(listener)
-    await process.start("Safetensors", options(checkpoint), timeout_s=240)
-    yield process, listener
-    await process.stop()
-
-
-def group(leader: int) -> dict[int, str]:
-    """The living processes of a session, with their command lines."""
-    found = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                pid = int(entry.name)
-                state = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0]
-                if os.getsid(pid) == leader and state != "Z":
-                    found[pid] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            except (OSError, IndexError):
-                continue
-    return found
-
-
-async def nothing_left(leader: int, listener: Listener, within_s: float = 15.0) -> None:
-    async with asyncio.timeout(within_s):
-        while group(leader):
-            await asyncio.sleep(0.1)
-    assert set(Path("/dev/shm").iterdir()) <= listener.shared_memory
-
-
-async def test_a_worker_streams_cancels_and_leaves_nothing_behind(worker: tuple[EngineProcess, Listener]) -> None:
-    process, listener = worker
-    assert (process.slots, process.context_length) == (SLOTS, CONTEXT)
-    assert listener.capabilities is not None
-    assert not listener.capabilities.vision
-    process.submit(1, 0, codec.encode(chat()))
-    await listener.until(lambda: listener.of(1, "end"))
-    assert len(listener.of(1, "delta")) > 5
-    assert [message["seq"] for h, message, _ in listener.replies if h == 1] == list(range(len(listener.replies)))
-    process.submit(2, 0, codec.encode(chat(sampling=ENDLESS)))
-    await listener.until(lambda: listener.of(2, "delta"))
-    process.cancel(2)
-    await listener.until(lambda: listener.of(2, "failed"))
-    assert listener.of(2, "failed")[0]["error"]["reason"] == "cancelled"
-    pid = process.pid
-    assert pid is not None
-    assert len(group(pid)) > 1, "vLLM has processes of its own"
-    await process.stop()
-    await nothing_left(pid, listener)
-
-
-async def test_a_killed_worker_takes_vllms_processes_with_it(worker: tuple[EngineProcess, Listener]) -> None:
-    process, listener = worker
-    pid = process.pid
-    assert pid is not None
-    os.kill(pid, signal.SIGKILL)
-    await listener.until(lambda: listener.exits)
-    assert isinstance(listener.exits[0], EngineCrashed)
-    await nothing_left(pid, listener)
-
-
-async def test_the_death_of_vllms_process_fails_every_request(worker: tuple[EngineProcess, Listener]) -> None:
-    process, listener = worker
-    pid = process.pid
-    assert pid is not None
-    for handle in (1, 2, 3):
-        process.submit(handle, 0, codec.encode(chat(sampling=ENDLESS)))
-    await listener.until(lambda: listener.of(1, "delta"))
-    (core,) = [child for child, command in group(pid).items() if "EngineCore" in command]
-    os.kill(core, signal.SIGKILL)
-    await listener.until(lambda: listener.exits)
-    for handle in (1, 2, 3):
-        assert listener.of(handle, "failed")[0]["error"]["reason"] == "engine_crashed"
-    assert isinstance(listener.exits[0], EngineCrashed), "the worker goes too, so that the agent loads anew"
-    await nothing_left(pid, listener)

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from llmlb.bus.messages.infer import Tool
 from llmlb.node.engine.answer import AnswerReader
 from llmlb.node.engine.reasoning import FAMILIES, Markers
-from llmlb.node.engine.tools import HARMONY, HERMES, LLAMA3, ToolFormat, ToolReader
+from llmlb.node.engine.tool_reader import ToolReader
+from llmlb.node.engine.tools import HARMONY, HERMES, LLAMA3, ToolFormat
 
 TOOLS = (Tool(name="now"),)
 CALL = '<tool_call>\n{"name": "now", "arguments": {"a": "€"}}\n</tool_call>'

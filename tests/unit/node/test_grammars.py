@@ -14,6 +14,7 @@ from llmlb.node.engine.grammars import grammar_for, schema_gbnf
 from llmlb.node.engine.llama_library import GrammarMask, Model, schema_grammar
 from llmlb.node.engine.prompts import RenderedPrompt
 from llmlb.node.engine.sampling import Sampler
+from llmlb.node.engine.tool_reader import ToolReader
 from llmlb.node.engine.tools import (
     FUNCTIONARY,
     FUNCTIONARY_RECIPIENT,
@@ -22,7 +23,6 @@ from llmlb.node.engine.tools import (
     LLAMA3,
     MISTRAL,
     ToolFormat,
-    ToolReader,
     enforced,
     format_of,
 )

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from llmlb.bus.messages.infer import Tool
 from llmlb.node.engine import tools as toolkit
+from llmlb.node.engine.tool_reader import ToolReader
 from llmlb.node.engine.tools import (
     FUNCTIONARY,
     FUNCTIONARY_RECIPIENT,
@@ -17,7 +18,6 @@ from llmlb.node.engine.tools import (
     LLAMA3,
     MISTRAL,
     ToolFormat,
-    ToolReader,
     calls_schema,
     format_of,
 )
