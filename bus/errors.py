@@ -15,6 +15,7 @@
     │   ├── QueueFull             every waiting place is taken
     │   ├── NodeBusy              this node takes nothing more (another one may)
     │   ├── RateLimited           who asks has asked often enough for now
+    │   ├── HubUnavailable        the model hub does not answer, or limits requests
     │   ├── OutOfMemory           the model does not fit into memory
     │   └── OutOfDisk             the file does not fit on the disk
     ├── NodeError             a node or its engine failed
@@ -94,7 +95,10 @@ class NoCapableNode(CapacityError):
 
 
 class ModelDownloading(CapacityError):
+    """``retry_after_s``: when it may be there, whole seconds."""
+
     reason = "model_downloading"
+    retry_after_s = 5
 
 
 class QueueFull(CapacityError):
@@ -110,6 +114,13 @@ class RateLimited(CapacityError):
 
     reason = "rate_limit_exceeded"
     retry_after_s = 1
+
+
+class HubUnavailable(CapacityError):
+    """``retry_after_s``: when it is worth another try, whole seconds."""
+
+    reason = "hub_unavailable"
+    retry_after_s = 5
 
 
 class OutOfMemory(CapacityError):

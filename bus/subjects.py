@@ -21,12 +21,18 @@ BUCKET_NODES = "llmlb-nodes"
 BUCKET_MODELS = "llmlb-models"
 BUCKET_SETTINGS = "llmlb-settings"
 BUCKET_IDENTITY = "llmlb-identity"
+BUCKET_BULK = "llmlb-bulk"
+"""Object store of requests that are larger than a message."""
 
 QUEUE_ROUTER = "llmlb-router"
 """Queue group of the routers: one of them answers each ``router.rpc`` request."""
 
 NODE_OPS = ("list", "show", "ps", "stop", "remove", "pull", "tasks", "cancel_task")
-ROUTER_OPS = ("nodes", "models", "status", "approve", "change_node", "remove_node", "make_join_token")
+ROUTER_OPS = (
+    *("nodes", "models", "status", "approve", "change_node", "remove_node", "make_join_token"),
+    *("hub_models", "register_model", "delete_model", "search_catalog", "download_model"),
+    *("tasks", "cancel_task"),
+)
 EVENT_TOPICS = ("node",)
 
 _NODE_ID = re.compile(r"[0-9a-f]{32}")
@@ -47,6 +53,19 @@ def _token(text: str) -> str:
 
 def is_node_id(text: str) -> bool:
     return _NODE_ID.fullmatch(text) is not None
+
+
+def everything() -> str:
+    """Every message of this version, but the inboxes of callers."""
+    return f"{ROOT}.>"
+
+
+def bucket_changes(bucket: str) -> str:
+    """Every change of a bucket. Source: NATS ADR-8, ``$KV.<bucket>.<key>``."""
+    return f"$KV.{bucket}.>"
+
+
+BUCKETS = (BUCKET_NODES, BUCKET_MODELS, BUCKET_SETTINGS, BUCKET_IDENTITY)
 
 
 def heartbeat(node_id: str) -> str:
@@ -154,6 +173,11 @@ SECRET_KEY = "secret"
 def api_key_key(key_id: str) -> str:
     """The key of an API key's record in the bucket llmlb-identity."""
     return f"key.{_token(key_id)}"
+
+
+def keys_used() -> str:
+    """Where gateways tell each other what API keys with limits have used."""
+    return f"{ROOT}.gateway.keys"
 
 
 def sessions_key(user_id: str) -> str:

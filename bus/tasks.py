@@ -42,6 +42,11 @@ class Background:
             trace = None if isinstance(error, ConfigError) else error
             log.error("background_task_failed task=%s error=%s", task.get_name(), error, exc_info=trace)
 
+    async def settle(self) -> None:
+        """Wait until all that runs now has ended."""
+        if self._tasks:
+            await asyncio.wait(set(self._tasks))
+
     async def close(self) -> None:
         """Cancel what runs and wait until it has ended. May be called twice.
 

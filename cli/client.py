@@ -4,18 +4,38 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+import re
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
 from llmlb.bus.errors import BY_REASON, LlmlbError
 from llmlb.bus.settings import NODE_PORT, ROUTER_PORT, Settings
+from llmlb.cli.foreign import page_trouble
 from llmlb.cli.http_wire import Answer, Wire
+from llmlb.cli.render import printable
 from llmlb.cli.sse_client import SseReader
+from llmlb.cli.versions import mismatch
 
 READ_TIMEOUT_S = 75.0
 """Longer than the longest wait of a gateway (60 s, for a stop), so that its own answer comes first."""
 STREAM_SILENCE_S = 300.0
+
+
+def _address(given: str, port: int) -> SplitResult:
+    """The address of a gateway from what somebody has written: a port and a scheme may be missing, an address that
+    servers listen on stands for this machine, and a base address of the API (``…/v1``) for its gateway."""
+    url = urlsplit(given if "://" in given else f"http://{given}")
+    path = re.sub(r"/+(v[01])?/*$", "", url.path)
+    here = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(url.hostname or "")
+    name = here or url.netloc.rpartition("@")[2]
+    if here and url.port:
+        name = f"{here}:{url.port}"
+    if url.scheme == "http" and not url.port:
+        name = f"{name.rstrip(':')}:{port}"
+    user = url.netloc.rpartition("@")[0]
+    return url._replace(netloc=f"{user}@{name}" if user else name, path=path, query="", fragment="")
 
 
 class GatewayClient:
@@ -23,16 +43,14 @@ class GatewayClient:
 
     def __init__(self, settings: Settings, role: str) -> None:
         port = NODE_PORT if role == "node" else ROUTER_PORT
-        given = settings.host or f"127.0.0.1:{port}"
-        self.base = given.rstrip("/") if "://" in given else f"http://{given}"
-        url = urlsplit(self.base)
-        if url.scheme == "http" and not url.port:
-            url = url._replace(netloc=f"{url.netloc}:{port}")
-            self.base = url.geturl()
+        url = _address(settings.host or f"127.0.0.1:{port}", port)
+        self.base = url.geturl()
         # What is shown to people: without the name and password that an address may hold.
         self.address = url.netloc.rpartition("@")[2]
         self._role = role
-        self._wire = Wire(urlsplit(self.base), self.address, f"Start it with: llmlb {role} serve")
+        given = "" if settings.host is None else ", or mend LLMLB_HOST, which names this address"
+        self._wire = Wire(url, self.address, f"Start it with: llmlb {role} serve{given}")
+        self._warned = False
         if settings.api_key is not None:
             # The other header is taken when the address has a name and password, which are for a proxy.
             self._wire.headers["x-api-key"] = settings.api_key
@@ -43,6 +61,10 @@ class GatewayClient:
         csrf = self._with("csrf_token", self._object(answer))["csrf_token"]
         self._wire.headers.pop("x-api-key", None)
         self._wire.headers |= {"Cookie": "; ".join(answer.cookies), "X-CSRF-Token": csrf}
+
+    def hurry(self, timeout_s: float) -> None:
+        """Give a server so long to take the connection; usually it has 5 s."""
+        self._wire.connect_timeout_s = timeout_s
 
     def close(self) -> None:
         """Let the connection go. A later request opens another one."""
@@ -55,9 +77,9 @@ class GatewayClient:
         """
         return self._with(has, self._object(self._wire.ask("GET", path, None, timeout_s)))
 
-    def rows(self, path: str, field: str, *, has: str) -> list[dict[str, Any]]:
+    def rows(self, path: str, field: str, *, has: str, timeout_s: float = READ_TIMEOUT_S) -> list[dict[str, Any]]:
         """GET a list of objects, each with the field ``has``. Raises as :meth:`get`."""
-        rows = self.get(path, has=field)[field]
+        rows = self.get(path, has=field, timeout_s=timeout_s)[field]
         return [self._with(has, row) for row in (rows if isinstance(rows, list) else [None])]
 
     def post(self, path: str, body: dict[str, Any], *, has: str) -> dict[str, Any]:
@@ -95,10 +117,18 @@ class GatewayClient:
         except ValueError:
             body = None
         if not isinstance(body, dict):
-            raise LlmlbError(f"{self.address} is not a llmlb gateway (status {answer.status}, no JSON object)")
+            raise LlmlbError(page_trouble(answer.status, answer.body, self.address))
+        self._compare(answer.version)
         if answer.status >= 400:
             raise self._error(body, answer.status)
         return body
+
+    def _compare(self, version: str | None) -> None:
+        """Warn once of a server that is much newer or older; one that does not say its version is not judged."""
+        warning = mismatch(version, self.address) if version else None
+        if warning and not self._warned:
+            self._warned = True
+            print(f"Warning: {printable(warning)}", file=sys.stderr)
 
     def _error(self, body: dict[str, Any], status: int) -> LlmlbError:
         error = body.get("error")
@@ -109,8 +139,10 @@ class GatewayClient:
         return BY_REASON.get(str(error.get("code")), LlmlbError)(error["message"])
 
     @contextlib.contextmanager
-    def stream(self, path: str, body: dict[str, Any]) -> Iterator[Iterator[dict[str, Any]]]:
-        """POST, and read the answer's events as JSON objects, ``[DONE]`` left out.
+    def stream(
+        self, path: str, body: dict[str, Any], on_comment: Callable[[str], None] | None = None
+    ) -> Iterator[Iterator[dict[str, Any]]]:
+        """POST, and read the answer's events as JSON objects, ``[DONE]`` left out; ``on_comment`` gets the comments.
 
         Leaving the context closes the connection, and with it the work on the node. Raises as :meth:`get`, and
         LlmlbError for an error event or a stream that ends without a finish reason and ``[DONE]``.
@@ -119,10 +151,9 @@ class GatewayClient:
             if isinstance(answer, Answer):
                 self._with("choices", self._object(answer))
                 raise LlmlbError(f"the answer of {self.address} is no stream of events: {self._another}")
-            yield self._events(answer)
+            yield self._events(answer, SseReader(on_comment))
 
-    def _events(self, pieces: Iterator[bytes]) -> Iterator[dict[str, Any]]:
-        reader = SseReader()
+    def _events(self, pieces: Iterator[bytes], reader: SseReader) -> Iterator[dict[str, Any]]:
         finished = False
         for piece in pieces:
             for event in reader.feed(piece):

@@ -18,11 +18,13 @@ from typing import Any
 from urllib.parse import SplitResult, unquote
 
 from llmlb.cli.exit_codes import Unreachable
+from llmlb.cli.foreign import greeting_trouble, tls_trouble
 
 CONNECT_TIMEOUT_S = 5.0
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 """Of an answer that is read whole: a stranger's server may send without end."""
 PIECE_BYTES = 64 * 1024
+VERSION_HEADER = "X-Llmlb-Version"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,8 @@ class Answer:
     body: bytes
     cookies: tuple[str, ...] = ()
     """``name=value`` of each that the server set."""
+    version: str | None = None
+    """Of the llmlb that answered."""
 
 
 class Wire:
@@ -48,6 +52,7 @@ class Wire:
         self._hint = hint
         self.headers: dict[str, str] = {}
         """Sent with each request."""
+        self.connect_timeout_s = CONNECT_TIMEOUT_S
         self._open: http.client.HTTPConnection | None = None
 
     def close(self) -> None:
@@ -62,7 +67,8 @@ class Wire:
                 response = self._send(method, path, body, timeout_s)
                 set_cookies = response.headers.get_all("Set-Cookie") or []
                 cookies = tuple(each.partition(";")[0] for each in set_cookies)
-                return Answer(response.status, response.headers.get_content_type(), _whole(response), cookies)
+                version = response.headers.get(VERSION_HEADER)
+                return Answer(response.status, response.headers.get_content_type(), _whole(response), cookies, version)
             except BaseException:  # cleaned up after, and raised again
                 self.close()  # what is left on it belongs to this request
                 raise
@@ -127,13 +133,15 @@ class Wire:
             return self._open
         self.close()
         kind = http.client.HTTPSConnection if self._url.scheme == "https" else http.client.HTTPConnection
-        connection = kind(self._url.hostname or "", self._url.port, timeout=CONNECT_TIMEOUT_S)
+        connection = kind(self._url.hostname or "", self._url.port, timeout=self.connect_timeout_s)
         try:
             connection.connect()
         except (OSError, ValueError) as error:  # ValueError: a name that no host can have
             connection.close()
-            hint = "" if isinstance(error, ssl.SSLError) else f". {self._hint}"
-            raise Unreachable(f"cannot reach llmlb at {self._address}: {_why(error)}{hint}") from error
+            why = (
+                tls_trouble(error, self._address) if isinstance(error, ssl.SSLError) else f"{_why(error)}. {self._hint}"
+            )
+            raise Unreachable(f"cannot reach llmlb at {self._address}: {why}") from error
         self._open = connection
         return connection
 
@@ -145,7 +153,12 @@ class Wire:
         except TimeoutError as error:
             raise Unreachable(f"llmlb at {self._address} does not answer") from error
         except (OSError, http.client.HTTPException, UnicodeError) as error:
-            raise Unreachable(f"the connection to llmlb at {self._address} broke: {_why(error)}") from error
+            strange = isinstance(error, http.client.BadStatusLine | ConnectionResetError)
+            trouble = greeting_trouble(error, self._url, self._address) if strange else None
+            text = (
+                f"cannot talk to llmlb: {trouble}" if trouble else f"the connection to llmlb at {self._address} broke"
+            )
+            raise Unreachable(text if trouble else f"{text}: {_why(error)}") from error
 
 
 def _whole(response: http.client.HTTPResponse) -> bytes:

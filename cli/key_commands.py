@@ -9,15 +9,20 @@ from urllib.parse import quote
 import typer
 
 from llmlb.cli.credentials import AsUser, Passwords, PasswordStdin, client
-from llmlb.cli.exit_codes import HELP
-from llmlb.cli.node_commands import JsonFlag, show_json
+from llmlb.cli.help_text import epilog
+from llmlb.cli.options import JsonFlag, show_json
 
-app = typer.Typer(help="API keys: what programs show.", no_args_is_help=True, epilog=HELP)
+app = typer.Typer(
+    help="API keys: what programs show.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    epilog=epilog("llmlb router key create my-app"),
+)
 
 ALL = "inference, models.read, registry, nodes, logs, metrics, users"
 
 
-@app.command(epilog=f"Example: llmlb router key create my-app --expires 70. {HELP}")
+@app.command(epilog=epilog("llmlb router key create my-app --expires 70"))
 def create(
     name: Annotated[str, typer.Argument(help="What it is for: A-Z a-z 0-9 . _ @ -")],
     permission: Annotated[
@@ -53,7 +58,7 @@ def _day(moment: float | None, none: str) -> str:
     return none if moment is None else time.strftime("%Y-%m-%d %H:%M", time.gmtime(moment))
 
 
-@app.command("list", epilog=f"Example: llmlb router key list. {HELP}")
+@app.command("list", epilog=epilog("llmlb router key list"))
 def list_keys(json: JsonFlag = False, as_user: AsUser = None, password_stdin: PasswordStdin = False) -> None:
     """List the API keys; times are UTC."""
     from llmlb.cli.render import table
@@ -76,12 +81,16 @@ def list_keys(json: JsonFlag = False, as_user: AsUser = None, password_stdin: Pa
     print(table(["ID", "NAME", "PERMISSIONS", "EXPIRES", "LAST USED"], rows))
 
 
-@app.command(epilog=f"Example: llmlb router key revoke my-app. {HELP}")
+@app.command(epilog=epilog("llmlb router key revoke my-app"))
 def revoke(
     key: Annotated[str, typer.Argument(help="Id of the key, its beginning, or the name.")],
+    json: JsonFlag = False,
     as_user: AsUser = None,
     password_stdin: PasswordStdin = False,
 ) -> None:
     """Revoke an API key: within a second nothing takes it any more."""
     gone = client(as_user, Passwords(stdin=password_stdin)).delete(f"/v0/keys/{quote(key, safe='')}", has="key_id")
-    print(f"revoked {gone['key_id']} ({gone['name']})")
+    if json:
+        show_json(gone)
+    else:
+        print(f"revoked {gone['key_id']} ({gone['name']})")

@@ -1,136 +1,181 @@
-"""The ``llmlb`` command. Only what a command needs is imported when it runs: ``--help`` takes no HTTP and no bus."""
+"""The process of a command: console scripts ``llmlb`` and ``llm-router``. The commands are in :mod:`llmlb.cli.app`.
+
+Here is what belongs to the process alone: exit codes, Ctrl+C, readers that go away, and that nobody sees a traceback.
+Only the standard library is imported before it is known what is wanted.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import importlib
 import io
 import os
+import signal
 import sys
-import traceback
-from typing import Annotated
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import typer
+if TYPE_CHECKING:
+    from llmlb.bus.errors import LlmlbError
 
-import llmlb
-from llmlb.bus.errors import ConfigError, LlmlbError
-from llmlb.bus.settings import Settings
-from llmlb.cli import node_commands, plain_params, router_commands
-from llmlb.cli.exit_codes import GENERAL, HELP, INTERRUPTED, OK, exit_code
-
-app = typer.Typer(
-    name="llmlb",
-    help="One LLM service out of any set of machines.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    epilog=HELP,
-)
-config = typer.Typer(help="Settings.", no_args_is_help=True, epilog=HELP)
-app.add_typer(node_commands.app, name="node")
-app.add_typer(router_commands.app, name="router")
-app.add_typer(config, name="config")
+OK, GENERAL, INTERRUPTED = 0, 1, 130
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
-        print(f"llmlb {llmlb.__version__}")
-        raise typer.Exit
+class _ReaderGone(Exception):
+    """Nobody reads our output any more (head, less): nothing to say, and no failure."""
 
 
-@app.callback()
-def root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
-    ] = False,
-) -> None:
-    """One LLM service out of any set of machines."""
+def main() -> NoReturn:
+    """Console script ``llmlb``."""
+    if sys.argv[1:] in (["--version"], ["-v"]):
+        _process(_version)
+    if sys.argv[1:2] == ["__complete"]:
+        _process(_names)
+    _process(lambda: _command("llmlb.cli.app", "llmlb"))
 
 
-@app.command(epilog=f"Example: llmlb serve. {HELP}")
-def serve(
-    port: Annotated[int | None, typer.Option(help="Port of the router's gateway.", show_default="32768")] = None,
-    node_port: Annotated[int | None, typer.Option(help="Port of the node's gateway.", show_default="32769")] = None,
-    host: Annotated[str | None, typer.Option(help="Bind address of both.", show_default="0.0.0.0")] = None,
-    no_embedded_bus: Annotated[
-        bool, typer.Option("--no-embedded-bus", help="Never start a bus, wait for one to appear.")
-    ] = False,
-) -> None:
-    """Start a bus, a router and a node for one machine, in the foreground."""
-    settings = Settings.load(
-        router_port=port,
-        node_port=node_port,
-        router_bind=host,
-        node_bind=host,
-        embedded_bus=False if no_embedded_bus else None,
-    )
-    from llmlb.cli.serve import run_all
-
-    raise typer.Exit(run_all(settings))
+def router_main() -> NoReturn:
+    """Console script ``llm-router``: the ``llmlb router`` group."""
+    _process(lambda: _command("llmlb.cli.router_commands", "llm-router"))
 
 
-@config.command("show", epilog=f"Example: llmlb config show. {HELP}")
-def config_show() -> None:
-    """Print every setting with its environment variable; secrets are masked."""
-    from llmlb.cli.render import table
+def _version() -> int:
+    import llmlb
 
-    rows = [[env, value or "-", help] for _, env, value, help in Settings.load().describe()]
-    print(table(["VARIABLE", "VALUE", "MEANING"], rows))
+    print(f"llmlb {llmlb.__version__}")
+    return OK
+
+
+def _names() -> int:
+    """For the scripts of ``llmlb completion``."""
+    from llmlb.cli import candidates
+
+    print("\n".join(candidates.names(sys.argv[2] if len(sys.argv) > 2 else "")))
+    return OK
+
+
+def _command(module: str, name: str) -> int:
+    with _ctrl_c_ends_at_once():
+        import typer.main
+
+        from llmlb.bus.errors import LlmlbError
+        from llmlb.cli import plain_params
+
+        plain_params.install()
+        command = typer.main.get_group(importlib.import_module(module).app)
+    try:
+        # Not command(): typer's own main turns a broken pipe into exit code 1, and a wrong call into 2.
+        with command.make_context(name, sys.argv[1:]) as context:
+            code = command.invoke(context)
+    except typer.Exit as end:
+        return end.exit_code
+    except typer.Abort:
+        return INTERRUPTED
+    except typer.TyperException as error:
+        return _wrong_call(error)
+    except LlmlbError as error:
+        return _failed(error)
+    return code if isinstance(code, int) else OK
+
+
+@contextlib.contextmanager
+def _ctrl_c_ends_at_once() -> Any:
+    """While the program is still being loaded: no traceback from the middle of an import."""
+    try:
+        before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _wrong_call(error: Any) -> int:
+    """Typer's code for it is 2, which means "no connection" here. A group without a command asks for its help."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        print(error.ctx.get_help())
+        return OK
+    context = getattr(error, "ctx", None)
+    hint = f" See: {context.command_path} --help" if context is not None else ""
+    print(f"Error: {' '.join(error.format_message().split())}{hint}", file=sys.stderr)
+    return GENERAL
+
+
+def _failed(error: LlmlbError) -> int:
+    from llmlb.cli.exit_codes import exit_code
+
+    _explain(error.message)
+    return exit_code(error)
+
+
+def _explain(text: str) -> None:
+    """One line on standard error; in front of it the traceback of the error at hand, with LLMLB_DEBUG."""
+    if _debug():
+        import traceback
+
+        traceback.print_exc()
+    from llmlb.cli.render import printable
+
+    print(f"Error: {printable(' '.join(text.split()))}", file=sys.stderr)
 
 
 def _debug() -> bool:
+    from llmlb.bus.errors import ConfigError
+    from llmlb.bus.settings import Settings
+
     try:
         return Settings.load().debug
     except ConfigError:
         return False
 
 
-def _run(command: typer.Typer, name: str) -> int:
-    try:
-        code = command(prog_name=name, standalone_mode=False)
-    except typer.Exit as end:
-        return end.exit_code
-    except typer.TyperException as error:
-        # typer's own code for a wrong call is 2, which means "no connection" here.
-        error.show()  # type: ignore[attr-defined]  # every one that reaches here is a click exception, which has it
-        return GENERAL
-    except (KeyboardInterrupt, typer.Abort):
-        return INTERRUPTED
-    except LlmlbError as error:
-        if _debug():
-            traceback.print_exc()
-        print(f"Error: {error.message}", file=sys.stderr)
-        return exit_code(error)
-    except BrokenPipeError:
-        raise
-    except Exception as error:  # noqa: BLE001  the top of the process: one line, not a traceback
-        if _debug():
-            traceback.print_exc()
-        print(f"Error: {type(error).__name__}: {error} (LLMLB_DEBUG=true shows where)", file=sys.stderr)
-        return GENERAL
-    return code if isinstance(code, int) else OK
-
-
-def _main(command: typer.Typer, name: str) -> None:
-    plain_params.install()
+def _process(run: Any) -> NoReturn:
+    """Run it to its exit code; the process ends here."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A model's answer may hold what the terminal's encoding has not.
             stream.reconfigure(errors="replace")
     try:
-        code = _run(command, name)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader of our output went away (head, less): nothing to say. The interpreter must not flush again.
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = _guarded(run)
+    except _ReaderGone:
         code = OK
+        _silence(sys.stdout, sys.stderr)
     sys.exit(code)
 
 
-def main() -> None:
-    """Console script ``llmlb``."""
-    _main(app, "llmlb")
+def _guarded(run: Any) -> int:
+    try:
+        code: int = run()
+        if sys.stdout is not None:  # a shell may start us without one: llmlb … >&-
+            sys.stdout.flush()
+        return code
+    except BrokenPipeError as error:
+        raise _ReaderGone from error
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:  # noqa: BLE001  the top of the process: one line, not a traceback
+        return _unexpected(error)
 
 
-def router_main() -> None:
-    """Console script ``llm-router``: the ``llmlb router`` group."""
-    _main(router_commands.app, "llm-router")
+def _unexpected(error: Exception) -> int:
+    written = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EBADF)
+    text = (
+        f"cannot write the output: {os.strerror(getattr(error, 'errno', 0))}"
+        if written
+        else f"{type(error).__name__}: {error} (LLMLB_DEBUG=true shows where)"
+    )
+    try:
+        _explain(text)
+    except BrokenPipeError as gone:
+        raise _ReaderGone from gone
+    _silence(sys.stdout)  # what is left in its buffer can't be written, or must not follow the error
+    return GENERAL
+
+
+def _silence(*streams: Any) -> None:
+    """The interpreter flushes them at its end, and must not fail then."""
+    for stream in streams:
+        with contextlib.suppress(OSError, ValueError, AttributeError), open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from typing import TYPE_CHECKING, Annotated
@@ -11,14 +10,20 @@ import typer
 
 from llmlb.bus.errors import InvalidRequest, LlmlbError
 from llmlb.bus.settings import Settings
-from llmlb.cli.exit_codes import CONNECTION, HELP, OK, exit_code
+from llmlb.cli.exit_codes import CONNECTION, OK, exit_code
+from llmlb.cli.help_text import SERVING_CODES, epilog
+from llmlb.cli.options import Host, Interval, JsonFlag, LogFormat, NoEmbeddedBus, WatchFlag, show_json
 
 if TYPE_CHECKING:
     from llmlb.cli.client import GatewayClient
 
-app = typer.Typer(help="Run and look after the models of one node.", no_args_is_help=True, epilog=HELP)
+app = typer.Typer(
+    help="Run and look after the models of one node.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    epilog=epilog("llmlb node list", "llmlb node run smollm2"),
+)
 
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 ModelArg = Annotated[str, typer.Argument(metavar="MODEL", help="Name or alias of a model.")]
 
 
@@ -28,53 +33,61 @@ def client() -> GatewayClient:
     return GatewayClient(Settings.load(), "node")
 
 
-def show_json(value: object) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
-
-
-@app.command(epilog=f"Example: llmlb node serve --port 32769. {HELP}")
+@app.command(epilog=epilog("llmlb node serve --port 32769", codes=SERVING_CODES))
 def serve(
-    port: Annotated[int | None, typer.Option(help="Port of the node's gateway.", show_default="32769")] = None,
-    host: Annotated[str | None, typer.Option(help="Bind address.", show_default="0.0.0.0")] = None,
-    no_embedded_bus: Annotated[
-        bool, typer.Option("--no-embedded-bus", help="Never start a bus, wait for one to appear.")
-    ] = False,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            "--port", metavar="PORT", min=0, max=65535, help="Port of the node's gateway.", show_default="32769"
+        ),
+    ] = None,
+    host: Host = None,
+    no_embedded_bus: NoEmbeddedBus = False,
+    log_format: LogFormat = None,
 ) -> None:
     """Start a node in the foreground: it joins the cluster of LLMLB_BUS_URL and serves its own gateway."""
-    settings = Settings.load(node_port=port, node_bind=host, embedded_bus=False if no_embedded_bus else None)
+    embedded = False if no_embedded_bus else None
+    settings = Settings.load(node_port=port, node_bind=host, embedded_bus=embedded, log_format=log_format)
     from llmlb.cli.serve import run_node
 
     raise typer.Exit(run_node(settings))
 
 
-@app.command("list", epilog=f"Example: llmlb node list. {HELP}")
-def list_models(json: JsonFlag = False) -> None:
+@app.command("list", epilog=epilog("llmlb node list"))
+def list_models(
+    beginning: Annotated[
+        str | None, typer.Argument(metavar="[BEGINNING]", help="Only models whose name or alias begins so.")
+    ] = None,
+    json: JsonFlag = False,
+) -> None:
     """List the models on the node's disk."""
     from llmlb.cli import render
 
     models = client().rows("/v0/models", "models", has="size_bytes")
+    if beginning:
+        wanted = beginning.lower()
+        models = [m for m in models if any(n.lower().startswith(wanted) for n in (m["name"], *m.get("aliases", ())))]
     if json:
         show_json(models)
     else:
         print(render.models(models, time.time()))
 
 
-app.command("ls", hidden=True, help="Same as list.", epilog=f"Example: llmlb node ls. {HELP}")(list_models)
+app.command("ls", hidden=True, help="Same as list.", epilog=epilog("llmlb node ls"))(list_models)
 
 
-@app.command(epilog=f"Example: llmlb node ps. {HELP}")
-def ps(json: JsonFlag = False) -> None:
+@app.command(epilog=epilog("llmlb node ps", "llmlb node ps --watch"))
+def ps(json: JsonFlag = False, watch: WatchFlag = False, interval: Interval = None) -> None:
     """List the models in memory."""
-    from llmlb.cli import render
+    from llmlb.cli import listing, render
 
-    models = client().rows("/v0/ps", "models", has="instance")
-    if json:
-        show_json(models)
-    else:
-        print(render.running(models))
+    gateway = client()
+    listing.show(
+        lambda: gateway.rows("/v0/ps", "models", has="instance"), render.running, json=json, watch=watch, every=interval
+    )
 
 
-@app.command(epilog=f"Example: llmlb node show smollm2 --template. {HELP}")
+@app.command(epilog=epilog("llmlb node show smollm2", "llmlb node show smollm2 --template"))
 def show(
     model: ModelArg,
     license: Annotated[bool, typer.Option("--license", help="Only the licence.")] = False,
@@ -82,19 +95,21 @@ def show(
     modelfile: Annotated[bool, typer.Option("--modelfile", help="Only file, template and system prompt.")] = False,
     template: Annotated[bool, typer.Option("--template", help="Only the chat template in use.")] = False,
     system: Annotated[bool, typer.Option("--system", help="Only the system prompt.")] = False,
+    json: JsonFlag = False,
 ) -> None:
     """Show what is known of a model."""
     from llmlb.cli import render
 
-    if license + parameters + modelfile + template + system > 1:
-        raise InvalidRequest("give one of --license, --parameters, --modelfile, --template, --system")
+    if license + parameters + modelfile + template + system + json > 1:
+        raise InvalidRequest("give one of --license, --parameters, --modelfile, --template, --system, --json")
     gateway = client()
     found = gateway.get(gateway.model_path(model), has="model")
-    if license:
+    if json:
+        show_json(found)
+    elif license:
         print(found["license"] or "")
     elif parameters:
-        width = max((len(key) for key in found["parameters"]), default=0)
-        print("\n".join(f"{key.ljust(width)}  {value}" for key, value in found["parameters"].items()))
+        print(render.parameter_lines(found["parameters"]))
     elif modelfile:
         print(render.modelfile(found))
     elif template:
@@ -105,7 +120,7 @@ def show(
         print(render.details(found))
 
 
-@app.command(epilog=f"Example: llmlb node pull owner/model:Q4_K_M. {HELP}")
+@app.command(epilog=epilog("llmlb node pull owner/model:Q4_K_M"))
 def pull(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="owner/model, owner/model:QUANT, or an address on Hugging Face.")
@@ -136,36 +151,48 @@ def pull(
     raise typer.Exit(code)
 
 
-@app.command(epilog=f"Example: llmlb node rm owner/model. {HELP}")
+@app.command(epilog=epilog("llmlb node rm owner/model", "llmlb node rm owner/a owner/b"))
 def rm(
     models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Names or aliases of models.")],
+    json: JsonFlag = False,
 ) -> None:
     """Remove models from the node's disk, without asking; a loaded one is unloaded first."""
     gateway = client()
     worst = OK
+    done: list[dict[str, object]] = []
     for model in models:
         try:
             removed = gateway.delete(gateway.model_path(model), has="freed_bytes")
         except LlmlbError as error:
             if exit_code(error) == CONNECTION:
+                if json and done:
+                    show_json(done)
                 raise
             worst = exit_code(error)
+            done.append({"model": model, "deleted": False, "freed_bytes": 0, "error": error.message})
             print(f"Error: {error.message}", file=sys.stderr)
         else:
-            print(f"deleted '{removed['model']}'")
+            freed = removed["freed_bytes"]
+            done.append({"model": removed["model"], "deleted": True, "freed_bytes": freed, "error": None})
+            if not json:
+                print(f"deleted '{removed['model']}'")
+    if json:
+        show_json(done)
     raise typer.Exit(worst)
 
 
-app.command("remove", hidden=True, help="Same as rm.", epilog=f"Example: llmlb node remove owner/model. {HELP}")(rm)
+app.command("remove", hidden=True, help="Same as rm.", epilog=epilog("llmlb node remove owner/model"))(rm)
 
 
-@app.command(epilog=f"Example: llmlb node stop smollm2. {HELP}")
-def stop(model: ModelArg) -> None:
+@app.command(epilog=epilog("llmlb node stop smollm2"))
+def stop(model: ModelArg, json: JsonFlag = False) -> None:
     """Unload a model from memory; answers that are running end first."""
-    client().post("/v0/models/stop", {"model": model}, has="model")
+    stopped = client().post("/v0/models/stop", {"model": model}, has="model")
+    if json:
+        show_json(stopped)
 
 
-@app.command(epilog=f'Example: llmlb node run smollm2 "Why is the sky blue?". {HELP}')
+@app.command(epilog=epilog('llmlb node run smollm2 "Why is the sky blue?"'))
 def run(
     model: ModelArg,
     prompt: Annotated[list[str] | None, typer.Argument(metavar="[PROMPT]", help="Answer this and exit.")] = None,
@@ -174,15 +201,7 @@ def run(
     verbose: Annotated[bool, typer.Option("--verbose", help="Print tokens and speed after each answer.")] = False,
 ) -> None:
     """Talk to a model. With a prompt, or text on standard input, answers once and exits."""
-    from llmlb.cli.repl import Session, run_once, run_repl
+    from llmlb.cli import repl
 
-    gateway = client()
-    gateway.get(gateway.model_path(model), has="model")
-    session = Session(gateway, model, show_thinking=think and not hidethinking, verbose=verbose)
-    text = " ".join(prompt or [])
-    if sys.stdin is None or not sys.stdin.isatty():
-        piped = sys.stdin.buffer.read().decode("utf-8", "replace") if sys.stdin else ""
-        text = "\n\n".join(part for part in (text, piped.strip()) if part)
-        if not text:
-            raise InvalidRequest("there is no prompt: standard input is empty")
-    raise typer.Exit(run_once(session, text) if text else run_repl(session))
+    settings = Settings.load()
+    raise typer.Exit(repl.run(settings, model, prompt or [], think=think, hide=hidethinking, verbose=verbose))

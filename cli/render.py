@@ -30,7 +30,8 @@ def size(count: int) -> str:
     return _scaled(count, _SIZES)
 
 
-def _counted(number: int, unit: str) -> str:
+def counted(number: int, unit: str) -> str:
+    """``1 day``, ``2 days``."""
     return f"{number} {unit}{'' if number == 1 else 's'}"
 
 
@@ -38,11 +39,11 @@ def age(seconds: float) -> str:
     """How long ago: ``2 hours ago``, ``1 day ago``, ``Just now``."""
     for length, unit in ((31_536_000, "year"), (2_592_000, "month"), (604_800, "week"), (86_400, "day")):
         if seconds >= length:
-            return f"{_counted(int(seconds // length), unit)} ago"
+            return f"{counted(int(seconds // length), unit)} ago"
     for length, unit in ((3600, "hour"), (60, "minute")):
         if seconds >= length:
-            return f"{_counted(int(seconds // length), unit)} ago"
-    return "Just now" if seconds < 5 else f"{_counted(int(seconds), 'second')} ago"
+            return f"{counted(int(seconds // length), unit)} ago"
+    return "Just now" if seconds < 5 else f"{counted(int(seconds), 'second')} ago"
 
 
 def until(seconds: float | None) -> str:
@@ -54,8 +55,8 @@ def until(seconds: float | None) -> str:
     if seconds < 120:
         return "About a minute"
     if seconds < 7200:
-        return _counted(int(seconds // 60), "minute")
-    return _counted(int(seconds // 3600), "hour")
+        return counted(int(seconds // 60), "minute")
+    return counted(int(seconds // 3600), "hour")
 
 
 def parameters(count: int | None) -> str:
@@ -155,6 +156,12 @@ def details(found: dict[str, Any]) -> str:
     if found.get("problem"):
         rows.append(f"  Failed: {found['problem']}")
     return "\n".join(printable(row) for row in rows)
+
+
+def parameter_lines(found: dict[str, Any]) -> str:
+    """``node show --parameters``."""
+    width = max((columns_of(printable(key)) for key in found), default=0)
+    return "\n".join(f"{printable(key).ljust(width)}  {printable(str(value))}" for key, value in found.items())
 
 
 def modelfile(found: dict[str, Any]) -> str:

@@ -1,169 +1,140 @@
-"""``llmlb node run``: a conversation in the terminal, and the one-shot form for pipes."""
+"""``llmlb node run``: a conversation in the terminal, and the one-shot form for prompts and pipes."""
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+import termios
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import NoReturn
 
-from llmlb.bus.errors import LlmlbError
+from llmlb.bus.errors import InvalidRequest, LlmlbError, ModelUnknown, RequestError
 from llmlb.bus.settings import Settings
 from llmlb.cli.client import GatewayClient
 from llmlb.cli.exit_codes import OK
-
-TEMPERATURE = 0.7
-TOP_P = 0.9
-"""Source: specs/cli-data-model.md, SessionSettings."""
+from llmlb.cli.render import printable
+from llmlb.cli.repl_ask import Talk
+from llmlb.cli.repl_images import begins_with_image, read_prompt
+from llmlb.cli.repl_output import Screen
+from llmlb.cli.repl_session import Session, SessionSettings
 
 HELP = """Available commands:
   /clear   forget the conversation
-  /bye     leave
+  /bye     leave (Ctrl+D too)
   /?       this help
-Use \"\"\" to begin and end a text of several lines."""
-QUOTES = '"""'
+
+Use \"\"\" to begin and end a text of several lines, or Alt+Enter for a new line.
+A path of an image in a message (PNG, JPEG, WebP, GIF) attaches the image.
+Ctrl+C stops an answer, Ctrl+G opens an editor, arrow keys bring back old lines."""
+AGAIN = "The conversation is kept. To ask again: arrow up, Enter."
 
 
-@dataclass(slots=True)
-class Session:
-    """One conversation. Only answers that came to their end become part of it."""
-
-    gateway: GatewayClient
-    model: str
-    show_thinking: bool = False
-    verbose: bool = False
-    history: list[dict[str, str]] = field(default_factory=list)
-
-    def clear(self) -> None:
-        self.history.clear()
-
-    def ask(self, text: str) -> None:
-        """Send one turn and print the answer as it comes. Raises LlmlbError; the history is then as before."""
-        turns = [*self.history, {"role": "user", "content": text}]
-        body = {
-            "model": self.model,
-            "messages": turns,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            "temperature": TEMPERATURE,
-            "top_p": TOP_P,
-        }
-        printer = _Printer(self.show_thinking)
-        began = time.monotonic()
-        usage: dict[str, Any] | None = None
-        try:
-            with self.gateway.stream("/v1/chat/completions", body) as events:
-                for event in events:
-                    usage = event.get("usage") or usage
-                    for choice in event.get("choices", []):
-                        printer.delta(choice.get("delta", {}))
-        finally:
-            printer.close()
-        self.history = [*turns, {"role": "assistant", "content": printer.answer}]
-        if self.verbose and usage is not None:
-            _print_speed(usage, time.monotonic() - began, printer.first_at, began)
+def run(
+    settings: Settings, model: str, words: list[str], *, think: bool = False, hide: bool = False, verbose: bool = False
+) -> int:
+    """The command; its exit code. Raises LlmlbError. ``hide`` wins over ``think`` in what is shown."""
+    gateway = GatewayClient(settings, "node")
+    found = _known(gateway, model)
+    session = Session(model, SessionSettings(show_thinking=think and not hide, think=True if think else None))
+    talk = Talk(gateway, settings, session, Screen(sys.stdout), verbose=verbose)
+    talk.canonical = found
+    try:
+        text = " ".join(words)
+        piped = _piped(settings.max_body_bytes)
+        if text or piped:
+            return run_once(talk, text, piped or "", settings)
+        if piped is not None:
+            raise InvalidRequest("there is no prompt: standard input is empty")
+        if not talk.screen.is_terminal:
+            raise InvalidRequest("a conversation needs a terminal: give a prompt, or a text on standard input")
+        return run_repl(talk, settings)
+    finally:
+        talk.close()
 
 
-class _Printer:
-    """Writes the pieces of one answer to standard output."""
-
-    def __init__(self, show_thinking: bool) -> None:
-        self.answer = ""
-        self._line_open = False
-        self.first_at: float | None = None
-        self._show_thinking = show_thinking
-        self._thinking = False
-
-    def delta(self, delta: dict[str, Any]) -> None:
-        if self.first_at is None and (delta.get("content") or delta.get("reasoning_content")):
-            self.first_at = time.monotonic()
-        if (thought := delta.get("reasoning_content")) and self._show_thinking:
-            if not self._thinking:
-                self._write("Thinking...\n")
-                self._thinking = True
-            self._write(f"\x1b[2m{thought}\x1b[0m" if sys.stdout.isatty() else thought)
-        if text := delta.get("content"):
-            self._end_thinking()
-            self.answer += text
-            self._write(text)
-
-    def close(self) -> None:
-        """End the line, however the answer ended; nothing is written where nothing was."""
-        self._end_thinking()
-        if self._line_open:
-            self._write("\n")
-
-    def _end_thinking(self) -> None:
-        if self._thinking:
-            self._write("\n...done thinking.\n\n")
-            self._thinking = False
-
-    def _write(self, text: str) -> None:
-        self._line_open = not text.endswith("\n")
-        sys.stdout.write(text)
-        sys.stdout.flush()
+def _known(gateway: GatewayClient, model: str) -> str:
+    """The model's own name. Raises ModelUnknown with the nearest names and how to get it."""
+    try:
+        return str(gateway.get(gateway.model_path(model), has="model")["model"]["name"])
+    except ModelUnknown as error:
+        wanted = model if "/" in model else "owner/model"
+        end = "" if error.message.endswith(("?", ".")) else "."
+        raise ModelUnknown(f"{error.message}{end} To pull a model: llmlb node pull {wanted}") from error
 
 
-def _print_speed(usage: dict[str, Any], total_s: float, first_at: float | None, began: float) -> None:
-    answer = usage["completion_tokens"]
-    first_s = (first_at or began) - began
-    rate = answer / (total_s - first_s) if total_s > first_s else 0.0
-    print(f"total duration:     {total_s:.2f}s", file=sys.stderr)
-    print(f"first token:        {first_s:.2f}s", file=sys.stderr)
-    print(f"prompt eval count:  {usage['prompt_tokens']} token(s)", file=sys.stderr)
-    print(f"eval count:         {answer} token(s)", file=sys.stderr)
-    print(f"eval rate:          {rate:.1f} tokens/s", file=sys.stderr)
+def _piped(max_bytes: int) -> str | None:
+    """What comes on standard input; None where that is a terminal. Raises InvalidRequest for too much."""
+    if sys.stdin is not None and sys.stdin.isatty():
+        return None
+    data = b"" if sys.stdin is None else sys.stdin.buffer.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise InvalidRequest(f"the text on standard input has more than {max_bytes} bytes (LLMLB_MAX_BODY)")
+    return data.decode("utf-8", "replace").strip()
 
 
-def run_once(session: Session, text: str) -> int:
-    """Answer one prompt; the exit code. Raises LlmlbError."""
-    session.ask(text)
+def run_once(talk: Talk, text: str, piped: str, settings: Settings) -> int:
+    """Answer one prompt; the exit code. Images are those that ``text`` names, not ``piped``. Raises LlmlbError."""
+    prompt = read_prompt(text, settings.max_body_bytes)
+    for note in prompt.notes:
+        print(note, file=sys.stderr)
+    if piped:
+        prompt.parts += ["\n\n", piped] if prompt.parts else [piped]
+    talk.ask(prompt)
     return OK
 
 
-def run_repl(session: Session) -> int:
+def run_repl(talk: Talk, settings: Settings) -> int:
     """Read, answer, until /bye or Ctrl+D; the exit code."""
-    from prompt_toolkit import PromptSession
-    from prompt_toolkit.formatted_text import HTML
-    from prompt_toolkit.history import FileHistory, InMemoryHistory
+    from prompt_toolkit.history import InMemoryHistory
 
-    kept = Settings.load().home / "history"
+    from llmlb.cli.repl_input import Reader, open_history
+
+    history = InMemoryHistory() if settings.no_history else open_history(settings.home / "history")
+    reader = Reader(history, styled=talk.screen.styled)
+    _load_ahead(settings, talk.session.model_name)
+    with _ended_by_signals():
+        while True:
+            try:
+                text = reader.read()
+                if not _turn(talk, text, settings):
+                    return OK
+            except KeyboardInterrupt:
+                if reader.was_empty:
+                    print("Use Ctrl + d or /bye to exit.")
+            except EOFError:
+                return OK
+
+
+def _turn(talk: Talk, text: str, settings: Settings) -> bool:
+    """One message or command; False to leave."""
+    command = text.strip()
+    if is_command(command) and not begins_with_image(command):
+        return _command(talk.session, command)
+    if command:
+        with _no_echo():
+            _ask(talk, text, settings)
+    return True
+
+
+def _ask(talk: Talk, text: str, settings: Settings) -> None:
+    """One question; whatever fails is one line, and the session goes on."""
     try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.touch(mode=0o600)  # prompts are the user's own
-        history: FileHistory | InMemoryHistory = FileHistory(str(kept))
-    except OSError:
-        history = InMemoryHistory()
-    reader: PromptSession[str] = PromptSession(history=history)
-    placeholder = HTML("<ansigray>Send a message (/? for help)</ansigray>")
-
-    def read(prompt: str) -> str:
-        return reader.prompt(prompt, placeholder=placeholder if prompt == ">>> " else "")
-
-    while True:
-        try:
-            text = read_message(read)
-        except KeyboardInterrupt:
-            print("Use Ctrl + d or /bye to exit.")
-            continue
-        except EOFError:
-            return OK
-        command = text.strip()
-        if not command:
-            continue
-        if command == "/bye":
-            return OK
-        if is_command(command):
-            _command(session, command)
-            continue
-        try:
-            session.ask(text)
-        except KeyboardInterrupt:
-            print()
-        except LlmlbError as error:
-            print(f"Error: {error.message}", file=sys.stderr)
-        print()
+        prompt = read_prompt(text, settings.max_body_bytes)
+        for note in prompt.notes:
+            talk.screen.note(note)
+        talk.ask(prompt)
+        if talk.session.context_length is None:
+            talk.learn_context()
+    except KeyboardInterrupt:
+        pass
+    except LlmlbError as error:
+        print(f"Error: {printable(error.message)}", file=sys.stderr)
+        if not isinstance(error, RequestError):  # that would only fail again
+            print(AGAIN, file=sys.stderr)
+    print()
 
 
 def is_command(text: str) -> bool:
@@ -174,23 +145,63 @@ def is_command(text: str) -> bool:
     return "/" not in word[1:] and "." not in word
 
 
-def _command(session: Session, command: str) -> None:
-    if command == "/clear":
+def _command(session: Session, command: str) -> bool:
+    """A line that begins with a slash; False to leave."""
+    word = command.split()[0]
+    if word in ("/bye", "/exit"):
+        return False
+    if word == "/clear":
         session.clear()
         print("Cleared the conversation.")
-    elif command in ("/?", "/help"):
+    elif word in ("/?", "/help"):
         print(HELP)
     else:
-        print(f"Unknown command '{command}'. Type /? for help.")
+        print(f"Unknown command '{printable(command)}'. Type /? for help.")
+    return True
 
 
-def read_message(read: Callable[[str], str]) -> str:
-    """One message; a line that begins with three quotes goes on until the closing ones. Raises EOFError."""
-    line = read(">>> ")
-    if not line.lstrip().startswith(QUOTES):
-        return line
-    text = line.lstrip()[len(QUOTES) :]
-    while QUOTES not in text:
-        text += "\n" + read("... ")
-    before, _, after = text.partition(QUOTES)
-    return before + after
+def _load_ahead(settings: Settings, model: str) -> None:
+    """Have the model loaded while the first question is being typed: counting tokens needs it, and takes no slot."""
+
+    def load() -> None:
+        gateway = GatewayClient(settings, "node")
+        body = {"model": model, "messages": [{"role": "user", "content": "."}]}
+        with contextlib.suppress(LlmlbError):  # the first question will say what is wrong
+            gateway.post("/v1/messages/count_tokens", body, has="input_tokens")
+        gateway.close()
+
+    threading.Thread(target=load, name="load-ahead", daemon=True).start()
+
+
+@contextlib.contextmanager
+def _no_echo() -> Iterator[None]:
+    """What is typed while an answer comes is not mixed into it: the next prompt shows it."""
+    try:
+        descriptor = sys.stdin.fileno()
+        before = termios.tcgetattr(descriptor)
+    except (termios.error, OSError, ValueError):
+        yield
+        return
+    quiet = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
+    try:
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, quiet)
+        yield
+    finally:
+        with contextlib.suppress(termios.error):
+            termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """A terminal that goes away and a kill end the session in order, with the terminal as it was."""
+
+    def leave(number: int, _frame: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, leave) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)

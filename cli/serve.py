@@ -7,23 +7,25 @@ gateways, the workers, the bus connection, and last the embedded bus if it is ou
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
-import os
-import signal
+import shlex
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import llmlb
 from llmlb.bus import logs
 from llmlb.bus.connection import Bus
 from llmlb.bus.errors import ConfigError, LlmlbError
-from llmlb.bus.settings import ROUTER_PORT, Settings
+from llmlb.bus.settings import Settings
 from llmlb.bus.tasks import Background
 from llmlb.cli import banner
-from llmlb.cli.exit_codes import GENERAL, INTERRUPTED, OK
-from llmlb.cli.workers import Workers
+from llmlb.cli.exit_codes import GENERAL, OK
+from llmlb.cli.render import gpu_name
+from llmlb.cli.until_told import loop_until_told, usable
+from llmlb.cli.workers import Workers, child_environ
 from llmlb.node.agent import NodeAgent
 from llmlb.node.identity import Identity
 from llmlb.node.store.bundled import BundledSource
@@ -39,7 +41,8 @@ from llmlb.router.gateway.app import GatewayServer, build_app
 from llmlb.router.gateway.metered import Metered
 from llmlb.router.gateway.metrics import Exposition
 from llmlb.router.gateway.ports import Gateway
-from llmlb.router.history import History
+from llmlb.router.history_process import HistoryProcess
+from llmlb.router.hub.hub import ModelHub
 from llmlb.router.identity.directory import Directory
 from llmlb.router.identity.office import Office
 from llmlb.router.metrics import Metrics
@@ -67,7 +70,9 @@ class _Ready:
         return self.started and self._bus.connected and self._directory.known
 
 
-def _exposition(role: str, metrics: Metrics, bus: Bus, fleet: Fleet, history: History | None = None) -> Exposition:
+def _exposition(
+    role: str, metrics: Metrics, bus: Bus, fleet: Fleet, history: HistoryProcess | None = None
+) -> Exposition:
     return Exposition(
         metrics,
         bus,
@@ -91,9 +96,11 @@ class RouterRole:
         self.fleet = Fleet(self.bus)
         metrics = Metrics(self.fleet.list_models)
         self._dispatcher = Dispatcher(self.bus, self.fleet, metrics)
-        self._history = History(self.bus, settings.home / "router.db")
+        self._history = HistoryProcess(settings.home / "router.db", child_environ(settings))
         control = RouterControl(self.fleet, self._history, self._dispatcher.waiting)
         control.register(self.bus)
+        self.hub = ModelHub(self.bus, self.fleet)
+        self.hub.register_rpc()
         self.directory = Directory(self.bus)
         self._office = Office(self.directory, time.monotonic)
         self.ready = _Ready(self.bus, self.directory)
@@ -108,6 +115,7 @@ class RouterRole:
                     models=self.fleet,
                     readiness=self.ready,
                     router_ops=control,
+                    model_ops=self.hub,
                     node_ops=None,
                     node_id=None,
                     history=self._history,
@@ -130,6 +138,7 @@ class RouterRole:
     async def run(self) -> None:
         await self.directory.start()
         await self.fleet.start()
+        await self.hub.start()
         await self._dispatcher.start()
         if not self._worker:
             self._history.start()
@@ -142,6 +151,7 @@ class RouterRole:
         await self.server.stop(self._settings.drain_timeout_s)
         await self._dispatcher.close()
         await self._history.close()
+        await self.hub.close()
         await self.fleet.close()
         await self.directory.close()
         self._office.close()
@@ -213,35 +223,7 @@ class NodeRole:
 Role = RouterRole | NodeRole
 
 
-def _loop_until_told(main: Callable[[asyncio.Event], Awaitable[int]]) -> int:
-    async def run() -> int:
-        stop = asyncio.Event()
-
-        def told() -> None:
-            if stop.is_set():
-                sys.stdout.flush()
-                os._exit(INTERRUPTED)
-            stop.set()
-
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, told)
-        return await main(stop)
-
-    with asyncio.Runner(loop_factory=_fast_loop()) as runner:
-        return runner.run(run())
-
-
-def _fast_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop's, which comes with Sanic where it exists; else asyncio's own."""
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    return uvloop.new_event_loop
-
-
-async def _serve(roles: list[Role], settings: Settings, stop: asyncio.Event, banner: Callable[[], str]) -> int:
+async def _serve(roles: list[Role], settings: Settings, stop: asyncio.Event, begun: Callable[[], banner.Begun]) -> int:
     if settings.auth == "off":
         log.warning("auth_off every peer that reaches the port may use it")
     background = Background("serve")
@@ -257,8 +239,10 @@ async def _serve(roles: list[Role], settings: Settings, stop: asyncio.Event, ban
                 role.agent.on_second = give_way
             await role.start()
         running = [background.start(role.run(), f"run.{index}") for index, role in enumerate(roles)]
-        started = background.start(_announce(roles, running, settings, stop, banner), "announce")
+        started = background.start(_announce(roles, running, settings, stop, begun), "announce")
         await stop.wait()
+        if not refused and not any(isinstance(role, RouterRole) and role.is_worker for role in roles):
+            _say(settings, banner.ending(settings.drain_timeout_s), "ending", drain_s=settings.drain_timeout_s)
         log.info("stopping")
         failed = refused or (started.done() and started.result() is False)
     finally:
@@ -272,7 +256,7 @@ async def _announce(
     running: list[asyncio.Task[None]],
     settings: Settings,
     stop: asyncio.Event,
-    banner: Callable[[], str],
+    begun: Callable[[], banner.Begun],
 ) -> bool:
     """Print the start-up block once everything runs; until then say what is waited for.
 
@@ -300,8 +284,23 @@ async def _announce(
     gc.freeze()
     gc.set_threshold(GC_OBJECTS, 20, 20)
     if not any(isinstance(role, RouterRole) and role.is_worker for role in roles):
-        print(banner(), flush=True)
+        _say_begun(settings, begun())
     return True
+
+
+def _say_begun(settings: Settings, begun: banner.Begun) -> None:
+    addresses = ",".join(f"{part.role}=http://{banner.local(part.bind)}:{part.port}" for part in begun.parts)
+    models = ",".join(name for name, _ in begun.models)
+    _say(
+        settings,
+        banner.block(begun, settings),
+        "begun",
+        version=begun.version,
+        addresses=addresses,
+        bus=begun.bus,
+        gpus=",".join(begun.gpus),
+        models=models,
+    )
 
 
 async def _stop(roles: list[Role], background: Background) -> None:
@@ -328,49 +327,50 @@ async def _until_models_known(roles: list[Role], stop: asyncio.Event) -> None:
             await asyncio.sleep(READY_POLL_S)
 
 
-def _first_model(fleet: Fleet) -> str | None:
-    models = fleet.list_models()
-    if not models:
-        return None
-    return models[0].aliases[0] if models[0].aliases else models[0].name
-
-
-def _banner(title: str, settings: Settings, roles: list[Role]) -> str:
-    lines = ["", f"llmlb {llmlb.__version__}: {title} is ready", f"  bus     {settings.bus_url_shown}"]
+def _begun(title: str, settings: Settings, roles: list[Role]) -> banner.Begun:
+    parts = []
     for role in roles:
+        users = role.directory.has_users
         if isinstance(role, RouterRole):
-            lines.append(f"  router  http://{banner.local(settings.router_bind)}:{role.server.port}/v1")
+            parts.append(banner.Part("router", settings.router_bind, role.server.port, has_users=users))
         else:
-            lines.append(
-                f"  node    http://{banner.local(settings.node_bind)}:{role.server.port}/v1   id {role.node_id[:12]}"
-            )
-    model = _first_model(roles[-1].fleet)
-    first = roles[0]
-    bind = settings.router_bind if isinstance(first, RouterRole) else settings.node_bind
-    if model is not None:
-        lines += ["", "Ask it:", banner.curl(f"{banner.local(bind)}:{first.server.port}", model)]
-    nodes = [role for role in roles if isinstance(role, NodeRole)]
-    if model is not None and nodes:
-        program = "llmlb" if not sys.argv[0].endswith("llmlb") else sys.argv[0]
-        prefix = "" if nodes[0].server.port == 32769 else f"LLMLB_HOST=127.0.0.1:{nodes[0].server.port} "
-        lines += ["", "Or talk to it:", f"  {prefix}{program} node run {model}"]
-    if not first.directory.has_users:
-        usual = isinstance(first, RouterRole) and first.server.port == ROUTER_PORT
-        lines += banner.first_admin(settings, bind, None if usual else first.server.port)
-    lines += ["", "Ctrl+C ends it.", ""]
-    return "\n".join(lines)
+            parts.append(banner.Part("node", settings.node_bind, role.server.port, role.node_id, has_users=users))
+    models = roles[-1].fleet.list_models()
+    return banner.Begun(
+        title=title,
+        version=llmlb.__version__,
+        parts=parts,
+        bus=settings.bus_url_shown,
+        owns_bus=any(role.bus.owns_server for role in roles),
+        gpus=[
+            gpu_name(gpu.name) for role in roles if isinstance(role, NodeRole) for gpu in role.agent.heart.reading.gpus
+        ],
+        models=[(model.name, model.aliases) for model in models],
+        program=shlex.quote(sys.argv[0]) if sys.argv[0].endswith("llmlb") else "llmlb",
+    )
+
+
+def _say(settings: Settings, text: str, event: str, **fields: object) -> None:
+    """For people as it is; where programs read along, as an event."""
+    if settings.log_format == "text":
+        with contextlib.suppress(OSError):  # who read it may have gone: that ends no server
+            print(text, flush=True)
+    else:
+        log.info(" ".join([event, *(f"{key}=%s" for key in fields)]), *fields.values())
 
 
 def _start(title: str, settings: Settings, make: Callable[[Settings], list[Role]]) -> int:
     """Run roles until a signal; the exit code. Raises ConfigError when they can't start."""
-    logs.configure(debug=settings.debug)
+    logs.configure(debug=settings.debug, form=settings.log_format)
+    logging.raiseExceptions = settings.debug  # else each line for a reader that has gone is a traceback
 
     async def main(stop: asyncio.Event) -> int:
         roles = make(settings)
-        return await _serve(roles, settings, stop, lambda: _banner(title, settings, roles))
+        return await _serve(roles, settings, stop, lambda: _begun(title, settings, roles))
 
     try:
-        return _loop_until_told(main)
+        usable(settings.home)
+        return loop_until_told(main)
     except ConfigError as error:
         print(f"Error: {error.message}", file=sys.stderr)
         return GENERAL

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from llmlb.bus.errors import LlmlbError
 
 
 class SseReader:
-    """Puts events together from whatever pieces the socket gives. Lines end with LF or CR LF; comments are skipped."""
+    """Puts events together from whatever pieces the socket gives. Lines end with LF or CR LF.
 
-    def __init__(self) -> None:
+    ``on_comment`` gets the text of each comment: a gateway says in them what it waits for.
+    """
+
+    def __init__(self, on_comment: Callable[[str], None] | None = None) -> None:
+        self._on_comment = on_comment
         self._rest = b""
         self._data: list[bytes] = []
 
@@ -21,6 +25,8 @@ class SseReader:
         *lines, self._rest = (self._rest + piece).split(b"\n")
         for line in lines:
             line = line.removesuffix(b"\r")
+            if line.startswith(b":") and self._on_comment is not None:
+                self._on_comment(line[1:].strip().decode("utf-8", "replace"))
             if line.startswith(b"data:"):
                 self._data.append(line[5:].removeprefix(b" "))
             if line or not self._data:

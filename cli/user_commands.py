@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import quote
 
 import typer
@@ -11,10 +11,15 @@ import typer
 from llmlb.bus.errors import InvalidRequest
 from llmlb.bus.settings import parse_duration
 from llmlb.cli.credentials import AsUser, Passwords, PasswordStdin, client
-from llmlb.cli.exit_codes import HELP
-from llmlb.cli.node_commands import JsonFlag, show_json
+from llmlb.cli.help_text import epilog
+from llmlb.cli.options import JsonFlag, show_json
 
-app = typer.Typer(help="Users: who may log in.", no_args_is_help=True, epilog=HELP)
+app = typer.Typer(
+    help="Users: who may log in.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    epilog=epilog("llmlb router user add alice --admin"),
+)
 
 Name = Annotated[str, typer.Argument(help="Name of the user: A-Z a-z 0-9 . _ @ -")]
 Role = Annotated[str, typer.Argument(help="admin or viewer.")]
@@ -24,10 +29,19 @@ def _path(name: str, what: str = "") -> str:
     return f"/v0/users/{quote(name, safe='')}{what}"
 
 
-@app.command(epilog=f"Example: llmlb router user add alice --admin. {HELP}")
+def _done(answer: dict[str, Any], text: str, *, json: bool) -> None:
+    """``text`` holds names of the answer's fields."""
+    if json:
+        show_json(answer)
+    else:
+        print(text.format_map(answer))
+
+
+@app.command(epilog=epilog("llmlb router user add alice --admin"))
 def add(
     name: Name,
     admin: Annotated[bool, typer.Option("--admin", help="May change everything; the first user must be one.")] = False,
+    json: JsonFlag = False,
     as_user: AsUser = None,
     password_stdin: PasswordStdin = False,
 ) -> None:
@@ -35,10 +49,10 @@ def add(
     passwords = Passwords(stdin=password_stdin)
     gateway = client(as_user, passwords)
     body = {"name": name, "password": passwords.new(name), "role": "admin" if admin else "viewer"}
-    print(f"added {gateway.post('/v0/users', body, has='name')['name']}")
+    _done(gateway.post("/v0/users", body, has="name"), "added {name}", json=json)
 
 
-@app.command("list", epilog=f"Example: llmlb router user list --as alice. {HELP}")
+@app.command("list", epilog=epilog("llmlb router user list --as alice"))
 def list_users(json: JsonFlag = False, as_user: AsUser = None, password_stdin: PasswordStdin = False) -> None:
     """List the users."""
     from llmlb.cli.render import table
@@ -53,33 +67,36 @@ def list_users(json: JsonFlag = False, as_user: AsUser = None, password_stdin: P
         print(table(["NAME", "ROLE", "CREATED"], rows))
 
 
-@app.command(epilog=f"Example: llmlb router user remove bob. {HELP}")
-def remove(name: Name, as_user: AsUser = None, password_stdin: PasswordStdin = False) -> None:
+@app.command(epilog=epilog("llmlb router user remove bob"))
+def remove(name: Name, json: JsonFlag = False, as_user: AsUser = None, password_stdin: PasswordStdin = False) -> None:
     """Remove a user, whose sessions end at once. API keys stay: revoke those too."""
     gateway = client(as_user, Passwords(stdin=password_stdin))
-    print(f"removed {gateway.delete(_path(name), has='name')['name']}")
+    _done(gateway.delete(_path(name), has="name"), "removed {name}", json=json)
 
 
-@app.command(epilog=f"Example: llmlb router user passwd bob. {HELP}")
-def passwd(name: Name, as_user: AsUser = None, password_stdin: PasswordStdin = False) -> None:
+@app.command(epilog=epilog("llmlb router user passwd bob"))
+def passwd(name: Name, json: JsonFlag = False, as_user: AsUser = None, password_stdin: PasswordStdin = False) -> None:
     """Give a user another password; every session of the user ends."""
     passwords = Passwords(stdin=password_stdin)
     gateway = client(as_user, passwords)
-    gateway.put(_path(name, "/password"), {"password": passwords.new(name)}, has="name")
-    print(f"changed the password of {name}")
+    changed = gateway.put(_path(name, "/password"), {"password": passwords.new(name)}, has="name")
+    _done(changed, "changed the password of {name}", json=json)
 
 
-@app.command(epilog=f"Example: llmlb router user role bob admin. {HELP}")
-def role(name: Name, role: Role, as_user: AsUser = None, password_stdin: PasswordStdin = False) -> None:
+@app.command(epilog=epilog("llmlb router user role bob admin"))
+def role(
+    name: Name, role: Role, json: JsonFlag = False, as_user: AsUser = None, password_stdin: PasswordStdin = False
+) -> None:
     """Make a user an admin or a viewer."""
     changed = client(as_user, Passwords(stdin=password_stdin)).put(_path(name, "/role"), {"role": role}, has="role")
-    print(f"{changed['name']} is {changed['role']} now")
+    _done(changed, "{name} is {role} now", json=json)
 
 
-@app.command(epilog=f"Example: llmlb router user invite --expires 24h. {HELP}")
+@app.command(epilog=epilog("llmlb router user invite --expires 24h"))
 def invite(
     admin: Annotated[bool, typer.Option("--admin", help="The user will be an admin.")] = False,
     expires: Annotated[str, typer.Option(help="How long it is good for, as 24h or 7d.")] = "7d",
+    json: JsonFlag = False,
     as_user: AsUser = None,
     password_stdin: PasswordStdin = False,
 ) -> None:
@@ -89,4 +106,8 @@ def invite(
     except ValueError as error:
         raise InvalidRequest(f"--expires: {error}") from error
     body = {"role": "admin" if admin else "viewer", "expires_in_s": expires_in_s}
-    print(client(as_user, Passwords(stdin=password_stdin)).post("/v0/users/invitations", body, has="code")["code"])
+    _done(
+        client(as_user, Passwords(stdin=password_stdin)).post("/v0/users/invitations", body, has="code"),
+        "{code}",
+        json=json,
+    )

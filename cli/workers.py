@@ -65,7 +65,7 @@ class Workers:
         command += ["--port", str(port), "--host", settings.router_bind]
         return await asyncio.create_subprocess_exec(
             *command,
-            env={**_inherited(), **settings.to_environ(), "LLMLB_EMBEDDED_BUS": "false"},
+            env=child_environ(settings),
             stdin=asyncio.subprocess.DEVNULL,
             preexec_fn=die_with_parent,
         )
@@ -85,6 +85,11 @@ class Workers:
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
         await self._background.close()
+
+
+def child_environ(settings: Settings) -> dict[str, str]:
+    """The environment of a child of the same program, which has these settings and starts no bus."""
+    return {**_inherited(), **settings.to_environ(), "LLMLB_EMBEDDED_BUS": "false"}
 
 
 def _inherited() -> dict[str, str]:

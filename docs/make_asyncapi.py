@@ -21,7 +21,16 @@ from llmlb.bus.connection import Bus
 from llmlb.bus.messages.base import Message
 from llmlb.bus.messages.errors import RpcFailed
 from llmlb.bus.messages.events import NodeStateChanged
-from llmlb.bus.messages.infer import Accepted, CancelRequest, Delta, End, Failed, InferRequest, Progress
+from llmlb.bus.messages.identity import KeysUsed
+from llmlb.bus.messages.infer import (
+    Accepted,
+    CancelRequest,
+    Delta,
+    End,
+    Failed,
+    InferRequest,
+    Progress,
+)
 from llmlb.bus.messages.nodes import Heartbeat, IdentifyNode
 from llmlb.bus.messages.pulls import PullProgress, PullTask
 from llmlb.bus.messages.requests import RequestRecord
@@ -33,6 +42,7 @@ from llmlb.node.store.installed import Store
 from llmlb.router.control import RouterControl
 from llmlb.router.fleet import Fleet
 from llmlb.router.history import RequestCount
+from llmlb.router.hub.hub import ModelHub
 
 OUT = Path(__file__).parent / "asyncapi.json"
 NODE = "0" * 32
@@ -50,6 +60,7 @@ DATA_PLANE: list[tuple[str, type[Message]]] = [
     (subjects.pull(NODE), PullTask),
     (subjects.progress(NODE, TASK), PullProgress),
     (subjects.response("RESPONSE"), StoredResponse),
+    (subjects.keys_used(), KeysUsed),
 ]
 REPLIES: tuple[type[Message], ...] = (Accepted, Progress, Delta, End, Failed)
 REPLY = subjects.reply("GATEWAY", "STREAM")
@@ -61,6 +72,7 @@ def _buses() -> list[Bus]:
     router, node = Bus(settings, "router"), Bus(settings, "node")
     fleet = Fleet(router)
     RouterControl(fleet, cast(RequestCount, None)).register(router)  # nothing is asked of it
+    ModelHub(router, fleet).register_rpc()
     NodeAgent(settings, node, Catalog([]), NODE, store=Store(settings.home / "models")).register()
     return [router, node]
 

@@ -19,6 +19,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from llmlb.bus import codec, subjects
+from llmlb.bus.bulk import Bulk, read_request
 from llmlb.bus.connection import Bus
 from llmlb.bus.errors import (
     BadMessage,
@@ -31,7 +32,7 @@ from llmlb.bus.errors import (
     NodeLost,
 )
 from llmlb.bus.messages.errors import WireError
-from llmlb.bus.messages.infer import Accepted, CancelRequest, Failed, InferReply, InferRequest, Progress
+from llmlb.bus.messages.infer import Accepted, BulkInferRequest, CancelRequest, Failed, InferReply, Progress
 from llmlb.bus.messages.models import (
     ListModels,
     ListRunning,
@@ -77,6 +78,8 @@ class Flight:
     reply: str
     model: StoredModel
     data: bytes
+    bulk: BulkInferRequest | None = None
+    """Where ``data`` is to be fetched."""
     seq: int = 0
     loaded: Loaded | None = None
     waiting: asyncio.Task[None] | None = None
@@ -102,6 +105,7 @@ class NodeAgent:
         self._catalog = catalog
         self._hardware = Hardware()
         self._background = Background("agent")
+        self._bulk = Bulk(bus)
         self._flights: dict[int, Flight] = {}
         self._by_request: dict[str, int] = {}
         self._handles = itertools.count(1)
@@ -242,7 +246,7 @@ class NodeAgent:
             log.warning("infer_without_reply")
             return
         try:
-            request = codec.decode_as(InferRequest, msg.data)
+            request = read_request(msg.data)
         except BadMessage as error:
             await self._publish(msg.reply, Failed(request_id="", seq=0, error=WireError.of(error)))
             return
@@ -260,12 +264,13 @@ class NodeAgent:
         except LlmlbError as error:
             await self._publish(msg.reply, Failed(request_id=request.request_id, seq=0, error=WireError.of(error)))
             return
-        flight = Flight(next(self._handles), request.request_id, request.attempt, msg.reply, model, msg.data)
+        bulk = request if isinstance(request, BulkInferRequest) else None
+        flight = Flight(next(self._handles), request.request_id, request.attempt, msg.reply, model, msg.data, bulk)
         self._flights[flight.handle] = flight
         self._by_request[flight.request_id] = flight.handle
         self._idle.clear()
         await self._send(flight, Accepted(request_id=flight.request_id, seq=flight.seq, node_id=self.node_id))
-        loaded = self.pool.ready_now(model.info.name)
+        loaded = self.pool.ready_now(model.info.name) if bulk is None else None
         if loaded is None:
             flight.waiting = self._background.start(self._begin(flight), f"begin.{flight.request_id}")
         else:
@@ -282,7 +287,7 @@ class NodeAgent:
 
     async def _begin(self, flight: Flight) -> None:
         """Wait for the model, telling the client's side that it lives, then hand the request to the worker."""
-        loading = asyncio.ensure_future(self.pool.ready(flight.model))  # noqa: TID251  # awaited right below
+        loading = asyncio.ensure_future(self._ready(flight))  # noqa: TID251  # awaited right below
         try:
             while not (await asyncio.wait([loading], timeout=LOADING_PROGRESS_S))[0]:
                 percent = self.pool.loading_percent(flight.model.info.name)
@@ -300,6 +305,12 @@ class NodeAgent:
             raise
         finally:
             flight.waiting = None
+
+    async def _ready(self, flight: Flight) -> Loaded:
+        """The model, and all of the request."""
+        if flight.bulk is not None:
+            flight.data = await self._bulk.fetch(flight.bulk)
+        return await self.pool.ready(flight.model)
 
     async def _publish(self, subject: str, message: InferReply) -> None:
         try:
@@ -369,6 +380,7 @@ class NodeAgent:
         self._draining = True
         self.heart.draining = True
         began = time.monotonic()
+        log.info("node_draining running=%d at_most_s=%.0f", len(self._flights), timeout_s)
         if self._bus.connected:
             await self.heart.beat()
         async with asyncio.TaskGroup() as group:
@@ -393,6 +405,7 @@ class NodeAgent:
         if self.models is not None:
             await self.models.close()
         await self._background.close()
+        await self._bulk.close()
         await self.pool.close()
         self._hardware.close()
         await asyncio.to_thread(self._catalog.close)

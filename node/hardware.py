@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import logging
 import os
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,6 +53,24 @@ def built_for_gpu() -> bool:
     folders = [] if spec is None else spec.submodule_search_locations or []
     names = [path.name for folder in folders for path in Path(folder, "lib").glob("*ggml-*")]
     return any(backend in name for name in names for backend in ("cuda", "hip", "vulkan", "metal", "sycl"))
+
+
+@functools.cache
+def engines() -> tuple[str, ...]:
+    """Those that are installed here. Looks at files; loads nothing."""
+    found = {"llama.cpp": "llama_cpp", "vllm": "vllm"}
+    return tuple(name for name, module in found.items() if importlib.util.find_spec(module) is not None)
+
+
+def disk(folder: Path) -> tuple[int | None, int | None]:
+    """Bytes that are free and in all, on the disk of a folder or of the first above it that exists."""
+    for each in (folder, *folder.parents):
+        try:
+            usage = shutil.disk_usage(each)
+        except OSError:
+            continue
+        return usage.free, usage.total
+    return None, None
 
 
 def spare_memory() -> Memory | None:

@@ -21,7 +21,7 @@ from llmlb.bus.settings import Settings
 from llmlb.bus.tasks import Background
 from llmlb.node.claim import Claim
 from llmlb.node.engine.pool import Loaded, Pool
-from llmlb.node.hardware import Hardware, HardwareReading
+from llmlb.node.hardware import Hardware, HardwareReading, disk, engines
 from llmlb.node.speed import Speeds
 from llmlb.node.store.catalog import Catalog
 
@@ -80,6 +80,8 @@ class Heart:
         self._last_beat = 0.0
         self._silent = False
         self._started = time.monotonic()
+        self._folder = settings.home / "models"
+        self._disk = disk(self._folder)
         self._gateway = ""
         self._soon = asyncio.Event()
         self._background = Background("heart")
@@ -104,7 +106,7 @@ class Heart:
         while True:
             beats += 1
             self._soon.clear()
-            self.reading = await asyncio.to_thread(self._hardware.read)
+            self.reading, self._disk = await asyncio.to_thread(lambda: (self._hardware.read(), disk(self._folder)))
             await self.beat()
             await asyncio.sleep(LEAST_GAP_S)
             pause = FIRST_INTERVAL_S if beats < FIRST_BEATS else INTERVAL_S
@@ -131,6 +133,9 @@ class Heart:
             loaded=tuple(self._loaded(loaded) for loaded in self._pool.loaded()),
             pulling=self._pulling(),
             labels=self._labels,
+            engines=engines(),
+            disk_free_bytes=self._disk[0],
+            disk_total_bytes=self._disk[1],
             join_token=None if self._approved() else self._proof,
             beating_s=self._beating_s(),
             problem=self.claim.problem(),

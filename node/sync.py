@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
 import nats.errors
@@ -25,12 +25,13 @@ from llmlb.bus import codec, subjects
 from llmlb.bus.buckets import changes_of, read_bucket
 from llmlb.bus.connection import Bus, map_nats_error
 from llmlb.bus.errors import BadMessage, Conflict, InvalidRequest, LlmlbError, ModelUnknown
+from llmlb.bus.hub_names import Wanted, parse_name, task_id_of, title_of, wanted_of
 from llmlb.bus.messages.models import ModelInfo, RegisteredModel, RemoveModel
 from llmlb.bus.messages.nodes import NodeRecord
+from llmlb.bus.messages.pulls import PullProgress
 from llmlb.bus.tasks import Background
-from llmlb.node.pull.names import MAIN, Wanted, parse_name
 from llmlb.node.pull.reports import is_over
-from llmlb.node.pull.tasks import Pulls, task_id_of, title_of
+from llmlb.node.pull.tasks import Pulls
 from llmlb.node.store.catalog import Catalog
 from llmlb.node.store.installed import Store
 
@@ -50,6 +51,16 @@ class Desired:
     approved: bool = False
     wanted: tuple[Wanted, ...] = ()
     dropped: tuple[Wanted, ...] = ()
+    records: Mapping[str, RegisteredModel] = field(default_factory=dict)
+    """The registrations of what is wanted, by the id of its pull."""
+
+    def is_it(self, wanted: Wanted, info: ModelInfo, path_name: str) -> bool:
+        """Whether a model of the node is what is wanted: by its files where those were registered, else by its name."""
+        record = self.records.get(task_id_of(wanted))
+        if record is None or record.manifest is None:
+            return is_it(wanted, info, path_name)
+        same_repo = info.name.partition(":")[0].lower() == wanted.repo.lower()
+        return same_repo and path_name in {file.local for file in record.manifest.files}
 
 
 @dataclass(slots=True)
@@ -62,12 +73,6 @@ class _Trouble:
     """``started_at`` of the task that was counted last."""
 
 
-def wanted_of(text: str, file: str | None = None) -> Wanted:
-    """Raises InvalidRequest."""
-    wanted = parse_name(text)
-    return wanted if file is None else Wanted(wanted.owner, wanted.model, file=file, revision=MAIN)
-
-
 def is_it(wanted: Wanted, info: ModelInfo, path_name: str) -> bool:
     """Whether a model of the node is what is wanted: a repo alone means any model of it."""
     repo, _, label = info.name.partition(":")
@@ -77,7 +82,14 @@ def is_it(wanted: Wanted, info: ModelInfo, path_name: str) -> bool:
         return path_name == wanted.file.rpartition("/")[2]
     if wanted.quant is None:
         return True
-    return wanted.quant.upper() in (label.upper(), (info.quantization or "").upper())
+    # A variant whose file names no quantization goes by the file's name.
+    stem = path_name.rpartition(".")[0]
+    return wanted.quant.upper() in (label.upper(), (info.quantization or "").upper(), stem.upper())
+
+
+def _was_cancelled(known: PullProgress, record: RegisteredModel) -> bool:
+    """Whether somebody gave up the pull for this very registration: it is begun anew only when that is asked for."""
+    return known.status == "cancelled" and known.registered_at == record.registered_at
 
 
 class ModelSync:
@@ -104,17 +116,27 @@ class ModelSync:
         self._desired = Desired()
         self._troubles: dict[str, _Trouble] = {}
         self._said: set[str] = set()
-        self._counted: tuple[int, Desired, int] = (-1, self._desired, 0)
+        self._counted: tuple[int, Desired, tuple[Wanted, ...]] = (-1, self._desired, ())
 
     def counts(self) -> tuple[int, int]:
-        """(models that are registered for this node and whole on its disk, models that are registered for it)."""
-        inventory, desired, ready = self._counted
+        """(models that are registered for this node and whole on its disk, models that are registered for it).
+
+        What could not be fetched, or was cancelled, does not count: a node is not kept out of work by it.
+        """
+        inventory, desired, missing = self._counted
         if inventory != self._catalog.inventory or desired is not self._desired:
             inventory, desired = self._catalog.inventory, self._desired
             models = self._models()
-            ready = sum(any(is_it(one, info, path) for info, path in models) for one in desired.wanted)
-            self._counted = (inventory, desired, ready)
-        return ready, len(desired.wanted)
+            missing = tuple(
+                one for one in desired.wanted if not any(desired.is_it(one, info, path) for info, path in models)
+            )
+            self._counted = (inventory, desired, missing)
+        ready = len(desired.wanted) - len(missing)
+        return ready, ready + sum(not self._given_up(one) for one in missing)
+
+    def _given_up(self, wanted: Wanted) -> bool:
+        known = self._pulls.find(wanted)
+        return known is not None and known.status in ("failed", "cancelled")
 
     @property
     def approved(self) -> bool:
@@ -180,7 +202,8 @@ class ModelSync:
         record = (await read_bucket(self._bus.client, subjects.BUCKET_NODES, key=self._node_id)).get(self._node_id)
         if record is None or not self._approved(record):
             return Desired()
-        wanted, dropped = [], []
+        wanted, dropped = list[Wanted](), list[Wanted]()
+        records: dict[str, RegisteredModel] = {}
         for key, value in (await read_bucket(self._bus.client, subjects.BUCKET_MODELS)).items():
             try:
                 registered = None if value is None else codec.decode_as(RegisteredModel, value)
@@ -188,11 +211,12 @@ class ModelSync:
                     dropped.append(wanted_of(subjects.model_name(key)))
                 elif registered.nodes is None or self._node_id in registered.nodes:
                     wanted.append(wanted_of(registered.name, registered.file))
+                    records[task_id_of(wanted[-1])] = registered
                 else:
                     dropped.append(wanted_of(registered.name, registered.file))
             except (BadMessage, InvalidRequest) as error:
                 self._say("registration_unreadable", f"key={key} error={error.message!r}")
-        return Desired(True, tuple(wanted), tuple(dropped))
+        return Desired(True, tuple(wanted), tuple(dropped), records)
 
     def _approved(self, record: bytes) -> bool:
         try:
@@ -216,6 +240,7 @@ class ModelSync:
         before = self.counts()
         self._desired = await self._read()
         self._looked.set()
+        self._give_templates()
         if self.counts() != before:
             self._changed()
         if not self._desired.approved or not self._pulls.restored:
@@ -224,31 +249,49 @@ class ModelSync:
         await self._end_dropped()
         return pause
 
+    def _give_templates(self) -> None:
+        """Registrations may bring a chat template with them."""
+        wanted = [(wanted, self._desired.records[task_id_of(wanted)]) for wanted in self._desired.wanted]
+        asked = [(wanted, record.chat_template) for wanted, record in wanted if record.chat_template is not None]
+        if asked or self._catalog.templates:
+            self._catalog.templates = {
+                info.name: template
+                for info, path in self._models()
+                for wanted, template in asked
+                if self._desired.is_it(wanted, info, path)
+            }
+
     async def _pull_missing(self) -> float:
         models, pause = self._models(), EVERY_S
         for wanted in self._desired.wanted:
-            if any(is_it(wanted, info, path) for info, path in models):
+            if any(self._desired.is_it(wanted, info, path) for info, path in models):
                 self._troubles.pop(task_id_of(wanted), None)
                 continue
-            known = self._pulls.find(wanted)
-            if known is not None and not is_over(known):
+            known, record = self._pulls.find(wanted), self._desired.records[task_id_of(wanted)]
+            if known is not None and (not is_over(known) or _was_cancelled(known, record)):
                 continue
-            wait_s = self._wait_s(wanted)
+            wait_s = self._wait_s(wanted, record)
             if wait_s > 0:
                 pause = min(pause, wait_s)
                 continue
             log.info("sync_pulls model=%s", title_of(wanted))
-            await self._pulls.begin(title_of(wanted), "sync")
+            await self._pulls.begin(
+                title_of(wanted), "sync", manifest=record.manifest, registered_at=record.registered_at
+            )
         return pause
 
-    def _wait_s(self, wanted: Wanted) -> float:
-        """Seconds until a pull that failed is tried again; one that failed before this process began is tried now."""
+    def _wait_s(self, wanted: Wanted, record: RegisteredModel) -> float:
+        """Seconds until a pull that failed is tried again; one that failed before this process began, or for an
+        earlier registration, is tried now."""
         task_id = task_id_of(wanted)
         known = self._pulls.find(wanted)
+        if known is None or known.registered_at != record.registered_at:
+            self._troubles.pop(task_id, None)
+            return 0.0
         trouble = self._troubles.get(task_id)
         if trouble is None:
-            trouble = self._troubles[task_id] = _Trouble(counted=known.started_at if known is not None else 0.0)
-        if known is not None and known.started_at != trouble.counted and known.status != "completed":
+            trouble = self._troubles[task_id] = _Trouble(counted=known.started_at)
+        if known.started_at != trouble.counted and known.status != "completed":
             wait_s = min(RETRY_MOST_S, self._retry_first_s * 2.0 ** min(trouble.failures, 10))
             trouble.failures += 1
             trouble.counted, trouble.next_at = known.started_at, time.monotonic() + wait_s
@@ -267,7 +310,7 @@ class ModelSync:
         for info, path in self._models():
             if not any(is_it(wanted, info, path) for wanted in self._desired.dropped):
                 continue
-            if any(is_it(wanted, info, path) for wanted in self._desired.wanted):
+            if any(self._desired.is_it(wanted, info, path) for wanted in self._desired.wanted):
                 continue
             if await asyncio.to_thread(self._store.origins, info.name) == {"sync"}:
                 await self._remove_one(info.name)

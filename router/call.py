@@ -23,12 +23,14 @@ class Direct:
         self.piece: Callable[[Delta], bool] | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Call:
     """One request as its client made it."""
 
     key: str = ""
     """Id of its API key; fairness is between keys. Empty: without one."""
+    client_request_id: str | None = None
+    """What the client sent as ``x-request-id``; None: nothing that is one."""
     path: str = ""
     """HTTP path."""
     streamed: bool = False

@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import math
 import time
-import uuid
 from collections.abc import AsyncGenerator
+from dataclasses import dataclass
 
-from nats.aio.msg import Msg
-
-from llmlb.bus import codec, subjects
+from llmlb.bus import subjects
+from llmlb.bus.bulk import Bulk
 from llmlb.bus.connection import Bus
 from llmlb.bus.errors import (
     BusDown,
@@ -29,24 +27,23 @@ from llmlb.bus.errors import (
     ModelUnknown,
     NodeBusy,
     NodeError,
-    NodeLost,
     OutOfMemory,
     QueueFull,
     RequestError,
 )
 from llmlb.bus.messages.infer import CancelRequest, Delta, Embedded, End, Failed, InferRequest, Progress
 from llmlb.bus.tasks import Background
-from llmlb.router.affinity import PrefixMap, estimate_tokens
+from llmlb.router.asking import Asking
 from llmlb.router.call import Call
 from llmlb.router.fleet import Fleet
 from llmlb.router.gate import Gate, Place
-from llmlb.router.inbox import Inbox, Interrupted, Nobody
+from llmlb.router.inbox import Inbox, Interrupted, Nobody, Reply
 from llmlb.router.journey import Attempt, Journey
 from llmlb.router.metrics import Metrics
-from llmlb.router.placement import Ask
-from llmlb.router.prober import MARK, Prober
+from llmlb.router.prober import Prober
 from llmlb.router.proofs import Proofs
 from llmlb.router.recorder import Recorder
+from llmlb.router.replies import Replies
 
 log = logging.getLogger("llmlb.router.dispatch")
 
@@ -54,8 +51,6 @@ ATTEMPTS_MAX = 4
 """Failures of nodes that one request may meet; the one after it ends the request."""
 CRASHES_MAX = 2
 """Engines that may crash on one request: it may be the cause, and must not take every node down."""
-ACCEPT_TIMEOUT_S = 5.0
-"""A node that lives answers ``accepted`` at once, before any work."""
 TICK_S = 0.25
 SETTLE_S = 5.0
 """After the bus came back, nodes may still be on their way back to it; after a failure, the one that is left may be
@@ -70,11 +65,21 @@ Event = Progress | Delta | Embedded | End
 _RETRY: tuple[type[LlmlbError], ...] = (NodeError, NodeBusy, ModelUnknown, OutOfMemory)
 
 
+@dataclass(slots=True, kw_only=True)
+class _Attempt(Attempt):
+    """An attempt under way."""
+
+    stream: str
+    inbox: Inbox
+    number: int
+    over: bool = False
+    """The node brought it to an end, be it a failure: there is nothing to cancel there."""
+
+
 class Dispatcher:
     """Inference for one gateway process, over one wildcard subscription for all replies."""
 
     def __init__(self, bus: Bus, fleet: Fleet, metrics: Metrics | None = None) -> None:
-        self.gateway_id = uuid.uuid4().hex
         self.metrics = metrics or Metrics()
         self._bus = bus
         self._fleet = fleet
@@ -82,13 +87,13 @@ class Dispatcher:
         settings = bus.settings
         self._stall_s = settings.stall_timeout_s
         self.gate = Gate(fleet.loads, most=settings.queue_max, timeout_s=settings.queue_timeout_s)
+        self._replies = Replies(bus, self._node_gone)
+        self.gateway_id = self._replies.gateway_id
         self._prober = Prober(bus, self.gateway_id, fleet.unheard)
         self._proofs = Proofs(fleet.loads)
         self._recorder = Recorder(bus)
-        self._prefixes = PrefixMap()
-        fleet.loads.on_cold = self._prefixes.forget_node
-        self._inboxes: dict[str, Inbox] = {}
-        self._numbers = itertools.count()
+        self._bulk = Bulk(bus)
+        self._asking = Asking(fleet.loads, self.gate)
         self._background = Background("dispatch")
         self._open = False
         self._back_at = -math.inf
@@ -97,7 +102,7 @@ class Dispatcher:
     async def start(self) -> None:
         """Begin to listen for replies; returns when the bus is up."""
         await self._bus.wait_up()
-        await self._bus.subscribe_straight(subjects.all_replies(self.gateway_id), self._on_reply)
+        await self._replies.start()
         self._bus.on_up(self._bus_is_back)
         self._prober.start()
         self._recorder.start()
@@ -109,42 +114,25 @@ class Dispatcher:
         await self._background.close()
         await self._prober.close()
         await self._recorder.close()
+        await self._bulk.close()
 
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
-            self._proofs.tick(time.monotonic())
+            now = time.monotonic()
+            self._replies.look(now, self._stall_s)
+            self._proofs.tick(now)
             self._loads.tick()
             self.gate.tick()
 
     async def _bus_is_back(self) -> None:
         """What was under way may have lost replies meanwhile: it is gone on with from what is here."""
         self._back_at = time.monotonic()
-        for inbox in list(self._inboxes.values()):
-            inbox.fail(Interrupted("the bus was away"))
+        self._replies.fail_all(lambda: Interrupted("the bus was away"))
 
-    def _on_reply(self, msg: Msg) -> None:
-        stream = subjects.reply_stream(msg.subject)
-        if not msg.data:
-            if msg.headers and msg.headers.get("Status") == "503":
-                self._nobody(stream)
-            return
-        inbox = self._inboxes.get(stream)
-        if inbox is None:
-            return  # of a request that is over
-        try:
-            inbox.put(codec.decode_reply(msg.data))
-        except BusError as error:
-            inbox.fail(NodeLost("an answer that can't be read", detail=error.detail))
-
-    def _nobody(self, stream: str) -> None:
-        """The bus says that nobody listens where a request or a probe went."""
-        if stream.startswith(MARK):
-            node_id = stream[len(MARK) :]
-            self._fleet.lost(node_id)
-            self._prober.gone(node_id)
-        elif (inbox := self._inboxes.get(stream)) is not None:
-            inbox.fail(Nobody("nobody answers for the node"))
+    def _node_gone(self, node_id: str) -> None:
+        self._fleet.lost(node_id)
+        self._prober.gone(node_id)
 
     # One request
 
@@ -152,92 +140,91 @@ class Dispatcher:
         """The answer to a request: progress, deltas, one end.
 
         Raises LlmlbError, from the first step or any later one. Closing the generator, or cancelling the task that
-        reads it, frees the slot on the node or the place in the queue.
+        reads it, frees the slot on the node or the place in the queue. One generator for all of it: each further
+        layer costs 10 µs a request.
         """
-        if not self._open or not self._bus.connected:
-            raise BusDown("the bus is not reachable at the moment")
-        await self._fleet.check(request.model)
         journey = Journey(request, call or Call(), self.gateway_id)
         self.metrics.request_began(request.model)
         try:
-            async with contextlib.aclosing(self._run(journey)) as events:
-                async for event in events:
-                    yield event
+            await self._check(journey)
+            while True:
+                place = await self._again(journey) if journey.attempts else self._first(journey)
+                if place is None:
+                    async with contextlib.aclosing(self._wait(journey)) as waiting:
+                        async for progress in waiting:
+                            yield progress
+                    place = journey.place
+                attempt = self._begin(journey, place)
+                try:
+                    await self._send(journey, attempt)
+                    while not attempt.over:
+                        event = self._take(journey, attempt, await attempt.inbox.get())
+                        if event is not None:
+                            yield event
+                    return
+                except _RETRY as error:
+                    failure = self._broken(attempt, error)
+                except (asyncio.CancelledError, GeneratorExit):
+                    self._loads.abandoned(attempt.node_id, attempt.name, attempt.began)
+                    raise
+                finally:
+                    self._ended(attempt)
+                    if not attempt.over:
+                        await self._cancel(journey, attempt)
+                self._after(journey, attempt, failure)
         except LlmlbError as error:
             journey.status, journey.failure = "error", error
             raise
         finally:
-            record = journey.record()
-            self.metrics.request_ended(record)
-            self._recorder.put(record)
+            self._finished(journey)
 
-    async def _run(self, journey: Journey) -> AsyncGenerator[Event, None]:
-        """Attempt after attempt, until one brings the end or no further one is allowed."""
-        places = self._admit(journey)
-        while True:
-            async with contextlib.aclosing(places) as waiting:
-                async for got in waiting:
-                    if isinstance(got, Progress):
-                        yield got
-                    else:
-                        placement, name = got
-            attempt = Attempt(placement.node_id, name, placement.reason, time.monotonic())
+    async def _check(self, journey: Journey) -> None:
+        """Raises what a request gets for which there is no node at all."""
+        if not self._open or not self._bus.connected:
+            raise BusDown("the bus is not reachable at the moment")
+        if not self._loads.has(journey.request.model):
             try:
-                async with contextlib.aclosing(self._attempt(journey, attempt)) as events:
-                    async for event in events:
-                        yield event
-                return
-            except _RETRY as error:
-                self._after(journey, attempt, error)
-            places = self._again(journey)
+                await self._fleet.check(journey.request.model)
+            except ModelUnknown:
+                journey.unheard_of = True
+                raise
+
+    def _finished(self, journey: Journey) -> None:
+        record = journey.record()
+        self.metrics.request_ended(record)
+        if not journey.unheard_of:
+            self._recorder.put(record)
 
     # Places
 
-    def _ask(self, journey: Journey) -> Ask:
-        request = journey.request
-        warm: dict[str, int] = {}
-        if request.kind != "embedding" and self._loads.several(request.model):
-            found = self._prefixes.lookup(request.model, journey.prompt_parts())
-            warm = {node_id: estimate_tokens(characters) for node_id, characters in found.items()}
-        return Ask(
-            prompt_tokens=estimate_tokens(journey.characters()) + len(journey.tokens),
-            max_tokens=request.sampling.max_tokens or 0,
-            warm=warm,
-            exclude=frozenset(journey.exclude),
-            queued=self.gate.queue.waiting(request.model),
-        )
-
-    async def _admit(self, journey: Journey) -> AsyncGenerator[Progress | Place, None]:
-        """The first place of a request: now, or when its turn comes. Raises QueueFull, DeadlineExceeded …"""
-        ask = self._ask(journey)
+    def _first(self, journey: Journey) -> Place | None:
+        """The first place of a request; None: it has to wait. Raises NoCapableNode, ModelUnknown …"""
         model = journey.request.model
-        place = self.gate.now(model, ask)
-        if place is None:
-            if not self._loads.hopeful(model):
-                self._fleet.explain(model)
-            async with contextlib.aclosing(self._wait(journey, ask)) as waiting:
-                async for got in waiting:
-                    yield got
-        else:
+        place = self.gate.now(model, self._asking.ask(journey))
+        if place is not None:
             journey.placed_at = time.monotonic()
-            yield place
+        elif not self._loads.hopeful(model):
+            self._fleet.explain(model)
+        return place
 
-    async def _wait(self, journey: Journey, ask: Ask) -> AsyncGenerator[Progress | Place, None]:
-        """A turn in the queue, with a sign of life each second."""
+    async def _wait(self, journey: Journey) -> AsyncGenerator[Progress, None]:
+        """A turn in the queue, with a sign of life each second; then ``journey.place`` is set.
+
+        Raises QueueFull, DeadlineExceeded, NoCapableNode.
+        """
         model = journey.request.model
-        ticket = self.gate.join(model, journey.call.key, ask)
+        ticket = self.gate.join(model, journey.call.key, self._asking.ask(journey))
         self.metrics.waiting(model, 1)
         place: Place | None = None
         try:
             while not (await asyncio.wait([ticket.turn], timeout=WAITING_PROGRESS_S))[0]:
                 position, wait_s = self.gate.position(ticket)
-                total = self.gate.queue.waiting(model)
                 yield Progress(
                     request_id=journey.request.request_id,
                     seq=0,
                     phase="queued",
                     done=position,
-                    total=total,
+                    total=self.gate.queue.waiting(model),
                     wait_s=wait_s,
                 )
             place = self.gate.taken(ticket)
@@ -246,10 +233,13 @@ class Dispatcher:
             if place is None:
                 self.gate.leave(ticket)
         journey.placed_at = time.monotonic()
-        yield place
+        journey.place = place
 
-    async def _again(self, journey: Journey) -> AsyncGenerator[Progress | Place, None]:
-        """A place for what failed elsewhere: at once, even where it has to wait. Raises the failure without one."""
+    async def _again(self, journey: Journey) -> Place | None:
+        """A place for what failed elsewhere: at once, even where it has to wait.
+
+        None: it waits for a turn like everybody else. Raises the failure when there is no other node.
+        """
         failure = journey.failure
         assert failure is not None
         place = await self._anyhow(journey)
@@ -257,15 +247,11 @@ class Dispatcher:
             if journey.begun:
                 journey.migrations += 1
                 self.metrics.migrated(failure.reason)
-            yield place
-            return
+            return place
         if isinstance(failure, NodeBusy) and not journey.begun:
-            # Every node is full, though it did not look so: wait for a turn like everybody else.
+            # Every node is full, though it did not look so.
             journey.exclude.clear()
-            async with contextlib.aclosing(self._wait(journey, self._ask(journey))) as waiting:
-                async for got in waiting:
-                    yield got
-            return
+            return None
         raise failure
 
     async def _anyhow(self, journey: Journey) -> Place | None:
@@ -274,7 +260,7 @@ class Dispatcher:
         while True:
             if not self._bus.connected:
                 raise BusDown("the bus went away during the answer") from journey.failure
-            place = self.gate.anyhow(model, self._ask(journey))
+            place = self.gate.anyhow(model, self._asking.ask(journey))
             hope = self._settling() or (
                 time.monotonic() < until and self._loads.hopeful(model, exclude=journey.exclude)
             )
@@ -331,57 +317,63 @@ class Dispatcher:
 
     # One attempt
 
-    async def _attempt(self, journey: Journey, attempt: Attempt) -> AsyncGenerator[Event, None]:
-        """One node's answer. Cancels on the node what did not come to its end."""
-        node_id, name = attempt.node_id, attempt.name
-        sent = journey.next_request(name)
-        journey.attempts.append(attempt)
-        stream = str(next(self._numbers))
-        inbox = self._inboxes[stream] = Inbox()
+    def _begin(self, journey: Journey, place: Place | None) -> _Attempt:
+        """A new attempt at this place, which is counted there until :meth:`_ended`."""
+        assert place is not None
+        placement, name = place
+        stream, inbox = self._replies.open()
         if journey.call.direct is not None:
             inbox.direct = journey.straight
-        self._prober.watch(node_id, inbox)
+        attempt = _Attempt(
+            placement.node_id, name, placement.reason, time.monotonic(), stream=stream, inbox=inbox, number=0
+        )
+        self._prober.watch(attempt.node_id, inbox)
         self._proofs.began(attempt)
-        over = False
-        try:
-            await self._bus.publish(subjects.infer(node_id), sent, reply=subjects.reply(self.gateway_id, stream))
-            try:
-                reply = await inbox.get(ACCEPT_TIMEOUT_S)
-            except EngineStalled:
-                raise NodeLost(f"the node did not accept the request within {ACCEPT_TIMEOUT_S:.0f} s") from None
-            while True:
-                if isinstance(reply, Delta | Embedded):
-                    if journey.deliver(reply):
-                        yield reply
-                elif isinstance(reply, End):
-                    over = True
-                    self._succeeded(journey, attempt, reply)
-                    yield reply
-                    return
-                elif isinstance(reply, Failed):
-                    over = True
-                    raise reply.error.exception()
-                elif isinstance(reply, Progress):
-                    yield reply
-                reply = await inbox.get(self._stall_s)
-        except Nobody:
-            self._fleet.lost(node_id)
-            raise
-        except RequestError:
-            self._loads.succeeded(node_id, name)  # the request is at fault, and the node works
-            raise
-        except (asyncio.CancelledError, GeneratorExit):
-            self._loads.abandoned(node_id, name, attempt.began)
-            raise
-        finally:
-            del self._inboxes[stream]
-            self._prober.unwatch(node_id, inbox)
-            self._proofs.ended(attempt)
-            self._loads.ended(node_id, name)
-            if not over:
-                cancel = CancelRequest(request_id=sent.request_id, attempt=sent.attempt)
-                with contextlib.suppress(BusError):
-                    await self._bus.publish(subjects.cancel(node_id), cancel)
+        return attempt
+
+    async def _send(self, journey: Journey, attempt: _Attempt) -> None:
+        """Raises BusDown, MessageTooLarge."""
+        sent = journey.next_request(attempt.name)
+        attempt.number = sent.attempt
+        journey.attempts.append(attempt)
+        reply = self._replies.subject(attempt.stream)
+        await self._bulk.publish(subjects.infer(attempt.node_id), sent, reply=reply)
+        attempt.inbox.heard_at = time.monotonic()  # a large one takes its time
+
+    def _take(self, journey: Journey, attempt: _Attempt, event: Reply) -> Event | None:
+        """The next reply; None: nothing that the client needs. Raises what the node failed with."""
+        if isinstance(event, Failed):
+            attempt.over = True
+            error = event.error.exception()
+            if isinstance(error, RequestError):
+                self._loads.succeeded(attempt.node_id, attempt.name)  # the request is at fault, and the node works
+            raise error
+        if isinstance(event, End):
+            attempt.over = True
+            self._succeeded(journey, attempt, event)
+        elif not isinstance(event, Progress) and not journey.deliver(event):
+            return None
+        return event
+
+    def _broken(self, attempt: _Attempt, error: LlmlbError) -> LlmlbError:
+        if isinstance(error, Nobody):
+            self._fleet.lost(attempt.node_id)
+        return error
+
+    def _ended(self, attempt: _Attempt) -> None:
+        if self._bulk.pending:
+            self._bulk.ended(self._replies.subject(attempt.stream))
+        self._replies.close(attempt.stream)
+        attempt.inbox.direct = None  # the journey has its attempts: a circle that only the collector would undo
+        self._prober.unwatch(attempt.node_id, attempt.inbox)
+        self._proofs.ended(attempt)
+        self._loads.ended(attempt.node_id, attempt.name)
+
+    async def _cancel(self, journey: Journey, attempt: _Attempt) -> None:
+        """Free the slot on the node of an attempt that did not come to its end."""
+        cancel = CancelRequest(request_id=journey.request.request_id, attempt=attempt.number)
+        with contextlib.suppress(BusError):
+            await self._bus.publish(subjects.cancel(attempt.node_id), cancel)
 
     def _succeeded(self, journey: Journey, attempt: Attempt, end: End) -> None:
         journey.deliver(end)
@@ -391,8 +383,7 @@ class Dispatcher:
             return  # it says nothing about answers, and nobody's cache holds its prompt
         model = journey.request.model
         self._loads.finished(model, end.usage.prompt_tokens, end.usage.completion_tokens)
-        if journey.request.kind != "embedding" and self._loads.several(model):
-            self._prefixes.remember(model, journey.prompt_parts(), attempt.node_id, attempt.ended)
+        self._asking.answered(journey, attempt.node_id, attempt.ended)
 
     def waiting(self) -> tuple[int, float]:
         """(requests in this gateway's queue, seconds that the first of them has waited)."""

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -46,7 +47,11 @@ class Node:
     received: float
     models: dict[str, ModelInfo] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
-    """Name or alias → name."""
+    """Name or alias → name; those that registrations give, too."""
+    own_names: dict[str, str] = field(default_factory=dict)
+    """As the node tells them."""
+    repos: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Repository, in lower case → names of its models there."""
     inventory: tuple[str, int] | None = None
     """(instance, revision) the models were read at."""
     asking: bool = False
@@ -63,8 +68,15 @@ class Fleet:
         self._began: float | None = None
         self.members = Members(bus, only=only, changed=self._refresh, removed=self._remove)
         """Who is in the cluster, and in which state."""
+        self._models: tuple[ClusterModel, ...] = ()
+        self._models_of: tuple[object, ...] = ()
+        """What :meth:`all_models` was put together of."""
         self.loads = Loads(Breakers())
         """What placement sees."""
+        self.more_names: Callable[[Node], dict[str, str]] = lambda _: {}
+        """Further names for the models of a node."""
+        self.why_not: Callable[[str], LlmlbError | None] = lambda _: None
+        """Why a model that the cluster shall have can't be asked."""
 
     async def start(self) -> None:
         """Listen. Returns when the bus is up and the subscription stands."""
@@ -118,14 +130,36 @@ class Fleet:
                 subjects.node_rpc(beat.node_id, "list"), ListModels(), ModelList, timeout_s=RPC_TIMEOUT_S
             )
             node.models = {model.name: model for model in said.models}
-            node.names = {other: m.name for m in said.models for other in (*m.also, *m.aliases)}
-            node.names |= {name: name for name in node.models}
+            node.own_names = {other: m.name for m in said.models for other in (*m.also, *m.aliases)}
+            node.own_names |= {name: name for name in node.models}
+            repos: dict[str, tuple[str, ...]] = {}
+            for name in node.models:
+                repo = name.partition(":")[0].lower()
+                repos[repo] = (*repos.get(repo, ()), name)
+            node.repos = repos
+            self._rename(node)
             node.inventory = (beat.instance, said.inventory)
             self._heard(beat.node_id, node, time.monotonic())
         except LlmlbError as error:
             log.warning("inventory_failed node=%s error=%s", beat.node_id[:12], error.message)
         finally:
             node.asking = False
+
+    def _rename(self, node: Node) -> None:
+        """What a node itself calls a model wins."""
+        node.names = {**self.more_names(node), **node.own_names}
+
+    def renamed(self) -> None:
+        """Models have other names than before."""
+        now = time.monotonic()
+        for node_id, node in self._nodes.items():
+            if node.inventory is not None:
+                self._rename(node)
+                self._heard(node_id, node, now)
+
+    def known(self) -> Mapping[str, Node]:
+        """Each node that was heard, with what it has."""
+        return self._nodes
 
     async def _tick(self) -> None:
         while True:
@@ -167,6 +201,8 @@ class Fleet:
         """
         if self.loads.has(model):
             raise NoCapableNode(f"no node can take model '{model}' at the moment")
+        if (why := self.why_not(model)) is not None:
+            raise why
         wanted = model.partition(":")[0]
         for node in self._nodes.values():
             if any(name in (model, wanted) or name.partition(":")[0] == model for name in node.beat.pulling):
@@ -231,18 +267,34 @@ class Fleet:
         return tuple(model for model in self.all_models() if model.status == "available")
 
     def all_models(self) -> tuple[ClusterModel, ...]:
-        """Every model known, by name."""
+        """Every model known, by name. Put together anew only when something of it may be different."""
         now = time.monotonic()
+        made_of = tuple(
+            (node_id, self._usable(node_id, node, now), node.models, node.names, node.beat.loaded)
+            for node_id, node in self._nodes.items()
+        )
+        if made_of != self._models_of:
+            self._models = self._put_together(now)
+        self._models_of = made_of
+        return self._models
+
+    def _put_together(self, now: float) -> tuple[ClusterModel, ...]:
         infos: dict[str, list[tuple[ModelInfo, bool, bool]]] = {}
+        further: dict[str, dict[str, None]] = {}
         for node_id, node in self._nodes.items():
             usable = self._usable(node_id, node, now)
             in_memory = {entry.name for entry in node.beat.loaded if entry.ready}
             for name, info in node.models.items():
                 infos.setdefault(name, []).append((info, usable, usable and name in in_memory))
+            for other, name in node.names.items():
+                if other not in node.own_names:
+                    further.setdefault(name, {})[other] = None
         return tuple(
             ClusterModel(
                 name=name,
-                aliases=tuple(dict.fromkeys(alias for info, _, _ in copies for alias in info.aliases)),
+                aliases=tuple(
+                    dict.fromkeys([*(alias for info, _, _ in copies for alias in info.aliases), *further.get(name, ())])
+                ),
                 also=tuple(dict.fromkeys(other for info, _, _ in copies for other in info.also)),
                 nodes=sum(usable for _, usable, _ in copies),
                 loaded=sum(loaded for _, _, loaded in copies),

@@ -20,11 +20,11 @@ from typing import Any, Protocol, TypeVar
 
 from llmlb.bus import subjects
 from llmlb.bus.connection import Bus
-from llmlb.bus.errors import DeadlineExceeded, HistoryDown, LlmlbError, QueueFull
+from llmlb.bus.errors import LlmlbError
 from llmlb.bus.stream_reader import StoredMessage, StreamReader, StreamState
 from llmlb.bus.tasks import Background
-from llmlb.router import history_query
-from llmlb.router.history_query import QueryTimeout, RequestFilter
+from llmlb.router.history_query import RequestFilter
+from llmlb.router.history_questions import Questions
 from llmlb.router.hour import HourCount
 from llmlb.router.store import BUSY_TIMEOUT_S, Position, RequestStore, damaged, set_aside
 
@@ -42,9 +42,6 @@ PRUNE_STEPS = 40
 KEEP_S = 7 * 86400.0
 MAX_BYTES = 4 * 1024 * 1024 * 1024
 """Of the database; beyond it the oldest requests lose their bodies."""
-READERS = 2
-QUESTIONS_MAX = 32
-"""Questions that may wait for a reader."""
 CLOSE_S = 5.0
 
 T = TypeVar("T")
@@ -71,8 +68,7 @@ class History:
         self._reader = StreamReader(bus, subjects.STREAM_REQUESTS, subjects.all_request_records())
         self._background = Background("history")
         self._writing = ThreadPoolExecutor(1, "history-write")
-        self._reading = ThreadPoolExecutor(READERS, "history-read")
-        self._asked = 0
+        self._questions = Questions(path, self.found_damaged)
         self._store: RequestStore | None = None
         self._opened: RequestStore | None = None
         """The last one that was opened, whether or not it was taken over as ``_store``."""
@@ -98,30 +94,12 @@ class History:
         return self._hour.total()
 
     async def find(self, wanted: RequestFilter) -> tuple[list[dict[str, Any]], bool]:
-        """The requests, newest first, without bodies; and whether there are more.
-
-        Raises HistoryDown, DeadlineExceeded (the question takes too long), QueueFull (too many questions).
-        """
-        return await self._ask(lambda: history_query.find(self._path, wanted))
+        """As :meth:`Questions.find`."""
+        return await self._questions.find(wanted)
 
     async def get(self, request_id: str) -> dict[str, Any] | None:
-        """One request with bodies and attempts, or None. Raises as :meth:`find`."""
-        return await self._ask(lambda: history_query.get(self._path, request_id))
-
-    async def _ask(self, question: Callable[[], T]) -> T:
-        if self._asked >= QUESTIONS_MAX:
-            raise QueueFull("too many questions to the request history at the same time")
-        self._asked += 1
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._reading, question)
-        except QueryTimeout:
-            raise DeadlineExceeded("that takes too long; name a shorter time with since and until") from None
-        except sqlite3.Error as error:
-            if damaged(error):
-                self._store_failed(error)
-            raise HistoryDown("the request history can't be read at the moment", detail=str(error)) from error
-        finally:
-            self._asked -= 1
+        """As :meth:`Questions.get`."""
+        return await self._questions.get(request_id)
 
     # The projection
 
@@ -134,7 +112,7 @@ class History:
         self._store = None
         closing = self._writing.submit(lambda: _close(self._opened))
         self._writing.shutdown(wait=False)
-        self._reading.shutdown(wait=False, cancel_futures=True)
+        self._questions.close()
         await asyncio.wait([asyncio.wrap_future(closing)], timeout=CLOSE_S)
 
     async def _run(self) -> None:
@@ -243,6 +221,10 @@ class History:
             self._writing.submit(_close, store)
             if isinstance(error, sqlite3.Error) and damaged(error):
                 self._writing.submit(_set_aside, self._path)
+
+    def found_damaged(self, error: sqlite3.Error) -> None:
+        """Somebody who read the database found it broken: it is set aside, and made anew from the stream."""
+        self._store_failed(error)
 
     def _works(self) -> None:
         """Something was written: only that shows that a problem is over."""

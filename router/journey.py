@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from llmlb.bus.errors import EngineCrashed, LlmlbError
+from llmlb.bus.messages.base import changed
 from llmlb.bus.messages.infer import Delta, Embedded, End, InferRequest
-from llmlb.bus.messages.requests import RequestAttempt, RequestRecord
 from llmlb.router.call import Call
-
-BODY_MAX = 64 * 1024
-"""Characters of a body that a record keeps."""
+from llmlb.router.placement import Placement
+from llmlb.router.record import Called, Record, Tried
+from llmlb.router.redaction import BODY_MAX, kept_text
 
 
 @dataclass(slots=True)
@@ -28,6 +27,10 @@ class Attempt:
     ended: float = 0.0
     reason: str | None = None
 
+    def tried(self, now: float) -> Tried:
+        """For the record."""
+        return Tried(self.node_id, self.placement, self.reason, self.tokens, ((self.ended or now) - self.began) * 1000)
+
 
 @dataclass(slots=True)
 class Journey:
@@ -38,6 +41,8 @@ class Journey:
     gateway_id: str
     tokens: list[int] = field(default_factory=list)
     """Ids of the tokens that the client has."""
+    unheard_of: bool = False
+    """Nobody here knows the model: counted, and not recorded."""
     exact: bool = True
     """False: text came without its tokens, so that nobody can go on from there."""
     begun: bool = False
@@ -49,6 +54,8 @@ class Journey:
     crashes: int = 0
     migrations: int = 0
     exclude: set[str] = field(default_factory=set)
+    place: tuple[Placement, str] | None = None
+    """What the wait in the queue brought: a node, and the model's name there."""
     placed_at: float | None = None
     first_at: float | None = None
     last_at: float = 0.0
@@ -56,34 +63,23 @@ class Journey:
     failure: LlmlbError | None = None
     status: Literal["ok", "error", "cancelled"] = "cancelled"
     _text: list[str] = field(default_factory=list)
+    _thoughts: list[str] = field(default_factory=list)
+    _calls: dict[int, Called] = field(default_factory=dict)
     _kept: int = 0
+    """Characters of text, thinking and calls that are kept for the record."""
     bytes_out: int = 0
 
     def next_request(self, name: str) -> InferRequest:
         """What the next node is asked: to go on after what the client has."""
-        update: dict[str, object] = {"model": name, "attempt": len(self.attempts)}
-        if self.tokens:
-            update["continuation"] = tuple(self.tokens)
-        return self.request.model_copy(update=update)
+        if not self.attempts and name == self.request.model:
+            return self.request
+        sent = changed(self.request, model=name, attempt=len(self.attempts))
+        return changed(sent, continuation=tuple(self.tokens)) if self.tokens else sent
 
     def deliver(self, event: Delta | Embedded | End) -> bool:
         """An event came. False: the client has it already."""
         if isinstance(event, Delta):
-            now = time.monotonic()
-            if self.first_at is None:
-                self.first_at = now
-            self.last_at = now
-            self.begun = True
-            if event.token_ids:
-                self.tokens += event.token_ids
-                self.attempts[-1].tokens += len(event.token_ids)
-            elif event.text or event.reasoning or event.tool_calls:
-                self.exact = False
-            if event.text:
-                self.bytes_out += len(event.text) if event.text.isascii() else len(event.text.encode())
-                if self._kept < BODY_MAX:
-                    self._kept += len(event.text)
-                    self._text.append(event.text)
+            self._delivered(event)
         elif isinstance(event, Embedded):
             if event.index in self.vectors:
                 return False
@@ -93,6 +89,35 @@ class Journey:
         else:
             self.end, self.status = event, "ok"
         return True
+
+    def _delivered(self, delta: Delta) -> None:
+        self.last_at = time.monotonic()
+        if self.first_at is None:
+            self.first_at = self.last_at
+            self.begun = True
+        if delta.token_ids:
+            self.tokens += delta.token_ids
+            self.attempts[-1].tokens += len(delta.token_ids)
+        elif delta.text or delta.reasoning or delta.tool_calls:
+            self.exact = False
+        if text := delta.text:
+            self.bytes_out += len(text) if text.isascii() else len(text.encode())
+            if self._kept < BODY_MAX:
+                self._kept += len(text)
+                self._text.append(text)
+        if delta.reasoning or delta.tool_calls:
+            self._keep_others(delta)
+
+    def _keep_others(self, delta: Delta) -> None:
+        """What is no text, for the record."""
+        if delta.reasoning and self._kept < BODY_MAX:
+            self._kept += len(delta.reasoning)
+            self._thoughts.append(delta.reasoning)
+        for piece in delta.tool_calls:
+            if self._kept < BODY_MAX:
+                self._kept += len(piece.arguments) + len(piece.name or "")
+                call = self._calls.setdefault(piece.index, Called(piece.id or "", piece.name or "", ""))
+                call.arguments += piece.arguments
 
     def straight(self, delta: Delta) -> bool:
         """Hand a piece to the client at once. False: it can't take it now, and does not have it."""
@@ -104,7 +129,7 @@ class Journey:
         except (TypeError, ValueError):
             return False  # the usual way will say so
         if taken:
-            self.deliver(delta)
+            self._delivered(delta)
         return taken
 
     def failed(self, error: LlmlbError) -> None:
@@ -127,18 +152,19 @@ class Journey:
         request = self.request
         return len(request.prompt or "") + sum(len(message.content) for message in request.messages)
 
-    def record(self) -> RequestRecord:
+    def record(self) -> Record:
         """How it went."""
         now = time.monotonic()
+        call, end, request = self.call, self.end, self.request
         last = self.attempts[-1] if self.attempts else None
         error = self.failure if self.status == "error" else None
         inter = None
         if self.first_at is not None and len(self.tokens) > 1:
             inter = (self.last_at - self.first_at) * 1000 / (len(self.tokens) - 1)
-        call, end = self.call, self.end
-        return RequestRecord(
-            request_id=self.request.request_id,
-            model=self.request.model,
+        return Record(
+            request_id=request.request_id,
+            client_request_id=call.client_request_id,
+            model=request.model,
             node_id="" if last is None else last.node_id,
             attempts=max(1, len(self.attempts)),
             placement="" if last is None else last.placement,
@@ -147,31 +173,22 @@ class Journey:
             finish_reason=None if end is None else end.finish_reason,
             usage=None if end is None else end.usage,
             timings=None if end is None else end.timings,
-            kind=self.request.kind,
+            kind=request.kind,
             path=call.path,
             streamed=call.streamed,
             key=call.key or None,
             gateway_id=self.gateway_id,
-            tried=tuple(_tried(self.attempts, now)),
+            tried=[one.tried(now) for one in self.attempts],
             migrations=self.migrations,
             queue_ms=((self.placed_at or now) - call.arrived) * 1000,
             inter_token_ms=inter,
             bytes_in=call.bytes_in,
             bytes_out=self.bytes_out,
             request_body=call.body,
-            answer="".join(self._text)[:BODY_MAX] or None,
+            answer=kept_text("".join(self._text)) or None,
+            reasoning=kept_text("".join(self._thoughts)) or None,
+            tool_calls=[replace(one, arguments=kept_text(one.arguments)) for one in self._calls.values()],
             started_at=time.time() - (now - call.arrived),
             first_token_ms=None if self.first_at is None else (self.first_at - call.arrived) * 1000,
             total_ms=(now - call.arrived) * 1000,
-        )
-
-
-def _tried(attempts: Iterable[Attempt], now: float) -> Iterable[RequestAttempt]:
-    for one in attempts:
-        yield RequestAttempt(
-            node_id=one.node_id,
-            placement=one.placement,
-            reason=one.reason,
-            tokens=one.tokens,
-            ms=((one.ended or now) - one.began) * 1000,
         )

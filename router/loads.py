@@ -158,7 +158,7 @@ class Loads:
                 return None
             self._asked[model] = asked
         asked.used_at = self._clock()
-        return asked
+        return asked if asked.names else None  # it may have been there, and be gone from every node by now
 
     def place(self, model: str, ask: Ask) -> tuple[Placement, str] | None:
         """A node and the model's name there; None when none can take it. Nothing is reserved: see :meth:`started`."""
@@ -173,7 +173,8 @@ class Loads:
 
     def has(self, model: str) -> bool:
         """Whether any node has it, usable or not."""
-        return self._table(model) is not None
+        asked = self._asked.get(model) or self._table(model)
+        return asked is not None and bool(asked.names)
 
     def hopeful(self, model: str, *, exclude: Collection[str] = ()) -> bool:
         """Whether a usable node has it, besides those: then it is worth waiting for room there."""
@@ -188,7 +189,7 @@ class Loads:
 
     def several(self, model: str) -> bool:
         """Whether there is a choice to make at all."""
-        asked = self._table(model)
+        asked = self._asked.get(model) or self._table(model)
         return asked is not None and len(asked.names) > 1
 
     # What happens
@@ -208,7 +209,8 @@ class Loads:
         if known is None:
             return
         own = known.own[name] = max(0, known.own.get(name, 0) + change)
-        known.peak[name] = max(own, known.peak.get(name, 0))
+        if change > 0 and own > known.peak.get(name, 0):
+            known.peak[name] = own
         for asked_name, asked in self._asked.items():
             if asked.names.get(node_id) == name:
                 asked.table.add(node_id, change)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from llmlb.bus.messages.requests import RequestRecord
+from llmlb.bus.messages.infer import Usage
 
 LABELS_MAX = 200
 REASONS_MAX = 64
@@ -47,6 +47,38 @@ class NamedModel(Protocol):
 
     @property
     def aliases(self) -> tuple[str, ...]: ...
+
+
+class Asked(Protocol):
+    """One node that was asked."""
+
+    @property
+    def tokens(self) -> int: ...
+
+
+class Ended(Protocol):
+    """What is counted of a finished request: of a :class:`llmlb.router.record.Record`, or of its message."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def status(self) -> str: ...
+    @property
+    def reason(self) -> str | None: ...
+    @property
+    def queue_ms(self) -> float: ...
+    @property
+    def total_ms(self) -> float: ...
+    @property
+    def first_token_ms(self) -> float | None: ...
+    @property
+    def inter_token_ms(self) -> float | None: ...
+    @property
+    def usage(self) -> Usage | None: ...
+    @property
+    def tried(self) -> Sequence[Asked]: ...
 
 
 class Histogram:
@@ -136,7 +168,7 @@ class Metrics:
         """A request for ``model``, as its client named it, is here; :meth:`request_ended` must follow."""
         self._running[model] += 1
 
-    def request_ended(self, record: RequestRecord) -> None:
+    def request_ended(self, record: Ended) -> None:
         """It is over, however it ended."""
         left = self._running[record.model] - 1
         if left > 0:
@@ -186,7 +218,7 @@ class Metrics:
         return summed
 
     @staticmethod
-    def _count(series: Series, record: RequestRecord) -> None:
+    def _count(series: Series, record: Ended) -> None:
         series.ended[record.kind, record.status, _reason(series, record.reason)] += 1
         series.queued.observe(record.queue_ms / 1000)
         if record.status == "ok":

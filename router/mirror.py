@@ -245,8 +245,8 @@ class Mirror:
     async def edit(self, key: str, change: Change) -> bytes | None:
         """Replace a value by what ``change`` makes of it, and return that; None stands for a key that is not there.
 
-        ``change`` may be called several times, and may raise a RequestError. Raises BusDown, DeadlineExceeded,
-        Conflict (when others write the same key without end).
+        ``change`` may be called several times, and may raise any LlmlbError, which ends it at once. Raises BusDown,
+        DeadlineExceeded, Conflict (when others write the same key without end).
         """
         reopened = False
         if not self._bus.connected:
@@ -255,10 +255,12 @@ class Mirror:
             try:
                 entry = await self._read(key)
                 self._set(key, entry)
-                value = change(entry.value)
+                value = _made(change, entry.value)
                 if value != entry.value:
                     await self._write(key, value, entry.revision)
                 return value
+            except _Refused as refused:
+                raise refused.error from None
             except Conflict:
                 await asyncio.sleep(random.uniform(0, 0.002) * (attempt + 1))
             except DeadlineExceeded:
@@ -274,3 +276,19 @@ class Mirror:
     @staticmethod
     def _is_bus(error: LlmlbError) -> bool:
         return isinstance(error, (BusDown, NodeLost)) or type(error) is BusError
+
+
+class _Refused(Exception):
+    """The change itself failed: not to be taken for a failure of the bus."""
+
+    def __init__(self, error: LlmlbError) -> None:
+        super().__init__()
+        self.error = error
+
+
+def _made(change: Change, old: bytes | None) -> bytes | None:
+    """Raises _Refused."""
+    try:
+        return change(old)
+    except LlmlbError as error:
+        raise _Refused(error) from error

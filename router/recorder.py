@@ -15,12 +15,13 @@ from collections import deque
 from llmlb.bus import codec, subjects
 from llmlb.bus.connection import Bus
 from llmlb.bus.errors import LlmlbError
-from llmlb.bus.messages.requests import RequestRecord
 from llmlb.bus.tasks import Background
+from llmlb.router.record import Record
 
 log = logging.getLogger("llmlb.router.recorder")
 
 WAITING_MAX = 20_000
+WAITING_BYTES_MAX = 64 * 1024 * 1024
 """Records that wait while the bus is away. Beyond it new ones are dropped, as the oldest may be on their way."""
 BATCH = 200
 EVERY_S = 0.2
@@ -34,21 +35,35 @@ class Recorder:
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
-        self._waiting: deque[RequestRecord] = deque()
+        self._waiting: deque[tuple[str, bytes]] = deque()
+        """Subject and message of each."""
+        self._bytes = 0
         self._there = asyncio.Event()
         self._background = Background("recorder")
-        self._dropped = 0
+        self.dropped = 0
+        """How many were lost since the stream last took some."""
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Of the records that the stream does not have yet; at most WAITING_BYTES_MAX."""
+        return self._bytes
 
     def start(self) -> None:
         self._background.start(self._run(), "run")
 
-    def put(self, record: RequestRecord) -> None:
-        if len(self._waiting) >= WAITING_MAX:
-            self._dropped += 1
-            if self._dropped == 1:
-                log.warning("request_records_dropped limit=%d", WAITING_MAX)
+    def put(self, record: Record) -> None:
+        try:
+            data = codec.encode_plain(record)
+        except LlmlbError as error:
+            log.error("request_record_unwritable request=%s detail=%s", record.request_id, error.detail)
             return
-        self._waiting.append(record)
+        if len(self._waiting) >= WAITING_MAX or self._bytes + len(data) > WAITING_BYTES_MAX:
+            self.dropped += 1
+            if self.dropped == 1:
+                log.warning("request_records_dropped waiting=%d bytes=%d", len(self._waiting), self._bytes)
+            return
+        self._waiting.append((subjects.request_record(record.node_id or NOWHERE), data))
+        self._bytes += len(data)
         self._there.set()
 
     async def _run(self) -> None:
@@ -65,15 +80,16 @@ class Recorder:
         batch = [self._waiting[at] for at in range(min(BATCH, len(self._waiting)))]
         try:
             *others, last = batch
-            for record in others:
-                await self._bus.publish_bytes(_subject(record), codec.encode(record))
-            await self._bus.publish_stored(_subject(last), last)
+            for subject, data in others:
+                await self._bus.publish_bytes(subject, data)
+            await self._bus.publish_bytes_stored(*last)
         except LlmlbError as error:
             log.debug("request_records_wait count=%d error=%s", len(self._waiting), error.message)
             return False
-        for _ in batch:
+        for _, data in batch:
             self._waiting.popleft()
-        self._dropped = 0
+            self._bytes -= len(data)
+        self.dropped = 0
         return True
 
     async def close(self) -> None:
@@ -83,7 +99,3 @@ class Recorder:
                 while self._waiting and self._bus.connected and await self._send():
                     pass
         await self._background.close()
-
-
-def _subject(record: RequestRecord) -> str:
-    return subjects.request_record(record.node_id or NOWHERE)

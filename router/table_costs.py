@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 TYPICAL_PREFILL_TPS = 1000.0
 TYPICAL_DECODE_TPS = 40.0
@@ -31,8 +32,7 @@ class Speeds:
     decode: float
 
 
-@dataclass(frozen=True, slots=True)
-class Weights:
+class Weights(NamedTuple):
     """Cost of a request on a node: ``fixed_s + prompt tokens * prefill_s + answer tokens * decode_s``."""
 
     fixed_s: float
@@ -55,14 +55,19 @@ class Costs:
 
     def weigh(self, running: int, slots: int, speeds: Speeds, extra_s: float) -> Weights:
         """Of a node with ``running`` requests on ``slots`` slots. ``extra_s``: load and penalty."""
+        service_s = self.service_s(speeds)
+        return Weights(*self.busy(running, slots, speeds, extra_s, service_s), slots / service_s)
+
+    def service_s(self, speeds: Speeds) -> float:
+        """Seconds that a request of usual length takes."""
+        return self.prompt_tokens / speeds.prefill + self.answer_tokens / speeds.decode
+
+    @staticmethod
+    def busy(running: int, slots: int, speeds: Speeds, extra_s: float, service_s: float) -> tuple[float, float, float]:
+        """The weights that depend on what runs there: fixed_s, prefill_s, decode_s."""
         busy = (running + 1) / slots
-        service_s = self.prompt_tokens / speeds.prefill + self.answer_tokens / speeds.decode
-        return Weights(
-            fixed_s=extra_s + max(0.0, busy - 1.0) * service_s,
-            prefill_s=(1.0 + PREFILL_SHARE * busy) / speeds.prefill,
-            decode_s=DECODE_SHARE * busy / speeds.decode,
-            rate=slots / service_s,
-        )
+        fixed_s = extra_s + (busy - 1.0) * service_s if busy > 1.0 else extra_s
+        return fixed_s, (1.0 + PREFILL_SHARE * busy) / speeds.prefill, DECODE_SHARE * busy / speeds.decode
 
     def finished(self, prompt_tokens: int, answer_tokens: int) -> bool:
         """A request ended with so many tokens. True: the usual length moved so much that weights are out of date."""

@@ -66,7 +66,7 @@ class SigningSecret(Message):
 
 
 class KeyLimits(Part):
-    """What one API key may use. Each gateway process counts for itself."""
+    """What one API key may use, at all gateways together."""
 
     requests_per_minute: int | None = Field(default=None, ge=1, description="None: any number")
     tokens_per_minute: int | None = Field(default=None, ge=1, description="of prompts and answers; None: any number")
@@ -86,3 +86,26 @@ class ApiKey(Message):
     expires_at: float | None = Field(default=None, description="Unix seconds; None: never")
     last_used_at: float | None = Field(default=None, description="Unix seconds, some minutes late; None: not yet")
     limits: KeyLimits = Field(default=KeyLimits(), description="what it may use")
+
+
+class KeyUse(Part):
+    """What one gateway knows of the use of one API key with limits."""
+
+    key_id: str = Field(description="the key")
+    requests: int = Field(default=0, ge=0, description="let in by the sender since it said so last")
+    tokens: int = Field(default=0, ge=0, description="of answers that ended at the sender since it said so last")
+    running: int = Field(default=0, ge=0, description="under way at the sender now")
+    requests_left: float | None = Field(default=None, description="of this minute, at all gateways; None: no limit")
+    tokens_left: float | None = Field(default=None, description="the same in tokens; below 0: overdrawn")
+
+
+class KeysUsed(Message):
+    """Gateway → every gateway, soon after a key with limits was used, and each second while it is.
+
+    Without an answer; what is lost makes a key get a little more.
+    """
+
+    type: Literal["llmlb.identity.used.v1"] = "llmlb.identity.used.v1"
+    gateway_id: str = Field(description="the gateway process that says so")
+    asks: bool = Field(default=False, description="the sender is new, or was away: all are to say what they know")
+    keys: tuple[KeyUse, ...] = Field(default=(), description="those whose use changed, or is under way")

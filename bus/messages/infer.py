@@ -80,6 +80,9 @@ class Sampling(Part):
     max_tokens: int | None = Field(
         default=None, ge=1, description="tokens to generate at most; None: to the context's end"
     )
+    thinking_tokens: int | None = Field(
+        default=None, ge=1, description="tokens of thinking at most, then the answer is begun; None: any number"
+    )
     stop: tuple[str, ...] = Field(default=(), description="texts that end the answer and are not part of it")
     logprobs: int | None = Field(
         default=None, ge=0, le=20, description="log probabilities: None is off, else alternatives a token"
@@ -117,6 +120,17 @@ class InferRequest(Message):
         description="only count the tokens of the prompt, also of one that is too long: an end at once, no slot. "
         "A node that does not know this answers, so max_tokens is to be 1",
     )
+
+
+class BulkInferRequest(Message):
+    """Gateway → one node, as :class:`InferRequest`: one that is larger than a message, and lies in the object store."""
+
+    type: Literal["llmlb.infer.bulk.v1"] = "llmlb.infer.bulk.v1"
+    request_id: str = Field(description="the request's id, the same over all attempts")
+    attempt: int = Field(default=0, ge=0, description="0 for the first node asked, then counting")
+    model: str = Field(description="a name or alias that the node lists")
+    object: str = Field(description="name of the object: the InferRequest; the gateway deletes it")
+    size_bytes: int = Field(ge=0, description="its size")
 
 
 class CancelRequest(Message):

@@ -77,11 +77,35 @@ class ModelRemoved(Message):
     freed_bytes: int = Field(ge=0, description="bytes that are free again")
 
 
+class ManifestFile(Part):
+    """One file of a model as the hub listed it at a commit."""
+
+    path: str = Field(description="its path in the repository")
+    local: str = Field(description="its name in the model's folder on a node")
+    size_bytes: int = Field(ge=0, description="its size")
+    oid: str | None = Field(default=None, description="sha256 of an LFS file, else git's sha1 of it, hex")
+
+
+class ModelManifest(Part):
+    """What a model consists of, pinned to a commit: enough to fetch it while the hub's metadata API is down."""
+
+    repo: str = Field(description="owner/model, as the hub spells it")
+    revision: str = Field(description="commit of the files")
+    format: Literal["GGUF", "Safetensors"] = Field(description="decides the engine")
+    quantization: str | None = Field(default=None, description="Q4_K_M …")
+    files: tuple[ManifestFile, ...] = Field(description="the weights come first")
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all its files."""
+        return sum(file.size_bytes for file in self.files)
+
+
 class RegisteredModel(Message):
     """Router → bucket llmlb-models, key = ``subjects.model_key(name)``: this model shall be on nodes.
 
     The desired state: an approved node that it is meant for pulls it, and removes it when the key is deleted, unless
-    its own user pulled it too.
+    its own user pulled it too. One that waits for its conversion is meant for no node: ``nodes`` is empty.
     """
 
     type: Literal["llmlb.models.registered.v1"] = "llmlb.models.registered.v1"
@@ -90,6 +114,14 @@ class RegisteredModel(Message):
     nodes: tuple[str, ...] | None = Field(default=None, description="ids of the nodes it is meant for; None: every one")
     registered_at: float = Field(description="Unix seconds")
     registered_by: str | None = Field(default=None, description="who")
+    manifest: ModelManifest | None = Field(default=None, description="its files; None: each node asks the hub")
+    display_name: str | None = Field(default=None, description="what people call it")
+    aliases: tuple[str, ...] = Field(default=(), description="further names that requests may use")
+    chat_template: str | None = Field(default=None, description="Jinja, in place of the one in its files")
+    context_length: int | None = Field(default=None, ge=1, description="tokens it was trained for, as the hub tells")
+    required_memory_bytes: int | None = Field(default=None, ge=0, description="estimate: weights, KV cache, overhead")
+    conversion_pending: bool = Field(default=False, description="True: no engine runs its format; it is only listed")
+    warnings: tuple[str, ...] = Field(default=(), description="what was said about it when it was registered")
 
 
 class ListRunning(Message):

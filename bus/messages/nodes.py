@@ -53,6 +53,9 @@ class Heartbeat(Message):
     loaded: tuple[LoadedModel, ...] = Field(default=(), description="models in memory, or on their way there")
     pulling: tuple[str, ...] = Field(default=(), description="models whose files are on their way")
     labels: tuple[str, ...] = Field(default=(), description="labels its own settings give it")
+    engines: tuple[str, ...] = Field(default=(), description="llama.cpp, vllm; empty: an old version, only the first")
+    disk_free_bytes: int | None = Field(default=None, ge=0, description="room for models; None: not known")
+    disk_total_bytes: int | None = Field(default=None, ge=0, description="of the disk for models; None: not known")
     join_token: str | None = Field(
         default=None, description="proof of a join token (bus/join.py), which lets it in; sent until approved"
     )

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from llmlb.bus.messages.base import Message, Part
 from llmlb.bus.messages.errors import WireError
+from llmlb.bus.messages.models import ModelManifest
 
 TaskStatus = Literal["pending", "downloading", "completed", "failed", "cancelled"]
 TaskPhase = Literal["waiting", "manifest", "downloading", "verifying", "writing", "done"]
@@ -24,6 +25,8 @@ class PullTask(Message):
     task_id: str = Field(description="digest of the model's canonical name, 16 hex digits: one task a model and node")
     model: str = Field(description="owner/model, owner/model:QUANT or an address on the hub")
     origin: PullOrigin = Field(default="user", description="sync: because it is registered for the node")
+    manifest: ModelManifest | None = Field(default=None, description="its files; None: the node asks the hub")
+    registered_at: float | None = Field(default=None, description="of the registration it is for, as stored there")
 
 
 class FileProgress(Part):
@@ -55,6 +58,7 @@ class PullProgress(Message):
     name: str | None = Field(default=None, description="the model's name on the node, when completed")
     alias: str | None = Field(default=None, description="its short name, when completed")
     error: WireError | None = Field(default=None, description="why it failed")
+    registered_at: float | None = Field(default=None, description="of the registration it is for, as stored there")
     started_at: float = Field(description="Unix seconds")
 
 

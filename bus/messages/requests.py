@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from llmlb.bus.messages.base import Message, Part
-from llmlb.bus.messages.infer import Timings, Usage
+from llmlb.bus.messages.infer import Timings, ToolCall, Usage
 
 
 class RequestAttempt(Part):
@@ -21,10 +21,11 @@ class RequestAttempt(Part):
 
 
 class RequestRecord(Message):
-    """Gateway → stream LLMLB_REQUESTS, once a request: how it went. Images are cut out of the bodies."""
+    """Gateway → stream LLMLB_REQUESTS, once a request: how it went. Images and secrets are cut out of what it holds."""
 
     type: Literal["llmlb.request.record.v1"] = "llmlb.request.record.v1"
     request_id: str = Field(description="the request")
+    client_request_id: str | None = Field(default=None, description="the x-request-id that its client sent, if any")
     model: str = Field(description="the name the client used")
     node_id: str = Field(description="the node that answered, or was asked last")
     attempts: int = Field(ge=1, description="nodes asked")
@@ -45,8 +46,10 @@ class RequestRecord(Message):
     inter_token_ms: float | None = Field(default=None, description="mean time between tokens, from first to last")
     bytes_in: int = Field(default=0, ge=0, description="bytes of the request's body")
     bytes_out: int = Field(default=0, ge=0, description="bytes of text of the answer, UTF-8")
-    request_body: str | None = Field(default=None, description="JSON of the request, images cut out, 64 KiB at most")
+    request_body: str | None = Field(default=None, description="JSON of the request, 64 KiB at most")
     answer: str | None = Field(default=None, description="text of the answer, 64 KiB at most")
+    reasoning: str | None = Field(default=None, description="what the model thought before it, 64 KiB at most")
+    tool_calls: tuple[ToolCall, ...] = Field(default=(), description="the tools that it called")
     started_at: float = Field(default=0.0, description="when it arrived, Unix seconds")
     first_token_ms: float | None = Field(default=None, description="from arrival at the gateway to the first text")
     total_ms: float = Field(description="from arrival at the gateway to the end")

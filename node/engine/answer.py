@@ -45,6 +45,11 @@ class AnswerReader:
         return self._think is not None and self._think.thinking
 
     @property
+    def closing(self) -> str | None:
+        """What would end the thinking here; None: nothing to end, or amid a character."""
+        return None if self._think is None or self._decoder.getstate()[0] else self._think.closing
+
+    @property
     def called(self) -> bool:
         """True once a tool call went out."""
         return self._tools is not None and self._tools.count > 0

@@ -12,7 +12,7 @@ from enum import IntEnum
 
 _HEADER = struct.Struct("<IBQ")
 HEADER_BYTES = _HEADER.size
-MAX_FRAME_BYTES = 64 * 1024 * 1024
+MAX_FRAME_BYTES = 192 * 1024 * 1024
 
 
 class Kind(IntEnum):

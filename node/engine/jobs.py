@@ -10,7 +10,8 @@ from llmlb.bus.messages.infer import InferRequest, Timings, TokenLogprob, TopLog
 from llmlb.node.engine import kv
 from llmlb.node.engine.answer import AnswerReader
 from llmlb.node.engine.interface import Handle, Piece
-from llmlb.node.engine.llama_library import GrammarMask, ImageChunk, Logits, Model, Prompt
+from llmlb.node.engine.llama_grammar import GrammarMask
+from llmlb.node.engine.llama_library import ImageChunk, Logits, Model, Prompt
 from llmlb.node.engine.prompts import RenderedPrompt
 from llmlb.node.engine.sampling import Sampler, log_probabilities
 
@@ -26,6 +27,8 @@ class Job:
     rendered: RenderedPrompt
     parts: list[Part]
     reader: AnswerReader
+    reading: Iterator[None] | None = None
+    """What turns the prompt into tokens, until it has."""
     images: Prompt | None = None
     grammar: GrammarMask | None = None
     sampler: Sampler | None = None
@@ -43,6 +46,8 @@ class Job:
     sampled: int = 0
     """Tokens of the answer, those of the continuation included."""
     thought: int = 0
+    closing: list[int] = field(default_factory=list)
+    """Tokens still to come of what ends the thinking, whose budget is used up."""
     next_token: int = -1
     kept: Piece = field(default_factory=Piece)
     """Text that waits to be sent together with what comes next."""
@@ -134,8 +139,18 @@ class Job:
     def resume(self, model: Model, pieces: dict[int, bytes]) -> None:
         """Bring sampler and reader to where the continuation ends. What the client has is not sent again."""
         for token in self.request.continuation:
+            self._bound_thinking(model)
             self._account(token)
             self.reader.feed(pieces.get(token) or model.piece(token))
+
+    def _bound_thinking(self, model: Model) -> None:
+        """Once the budget of the thinking is used up, what ends it comes next, whatever the model would say."""
+        most = self.request.sampling.thinking_tokens
+        if most is None or self.closing or self.thought < most or (text := self.reader.closing) is None:
+            return
+        tokens = model.tokenize(text, add_special=False)
+        if not any(model.ends(token) for token in tokens):  # else it would end the answer too
+            self.closing = tokens
 
     def _account(self, token: int) -> None:
         assert self.sampler is not None
@@ -144,13 +159,16 @@ class Job:
         self.sampler.accept(token)
         self.sampled += 1
         self.thought += self.reader.thinking
+        if self.closing:
+            self.closing = self.closing[1:] if token == self.closing[0] else []
 
     def sample(self, model: Model, logits: Logits) -> int:
         """The next token, taken into account."""
         assert self.sampler is not None
         if self.grammar is not None and self.sampler.grammar is None and not self.reader.thinking:
             self.sampler.grammar = self.grammar
-        token = self.sampler.sample(logits)
+        self._bound_thinking(model)
+        token = self.closing[0] if self.closing else self.sampler.sample(logits)
         if self.first_token_at == 0.0:
             self.first_token_at = time.monotonic()
         wanted = self.request.sampling.logprobs

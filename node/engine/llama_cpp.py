@@ -15,7 +15,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from llmlb.bus.errors import ContextOverflow, EngineCrashed, InvalidRequest, LlmlbError
 from llmlb.bus.messages.infer import FinishReason, InferRequest, Timings, Usage
@@ -24,15 +24,14 @@ from llmlb.node.engine.embedding import Embedder
 from llmlb.node.engine.grammars import grammar_for
 from llmlb.node.engine.interface import Capabilities, Handle, LoadOptions, Piece, Sink
 from llmlb.node.engine.jobs import Job
+from llmlb.node.engine.llama_grammar import GrammarMask, schema_grammar
 from llmlb.node.engine.llama_library import (
     Context,
     ContextSize,
-    GrammarMask,
     ImageChunk,
     Logits,
     Model,
     Projector,
-    schema_grammar,
 )
 from llmlb.node.engine.prompts import PromptMaker, RenderedPrompt, reader_for
 from llmlb.node.engine.sampling import Sampler
@@ -50,6 +49,9 @@ IDLE_SLICE_S = 2.5
 COALESCE_S = 0.02
 """Between two pieces of one answer: faster tokens share one. Each piece wakes up every process on its way to the
 client, and on a small machine takes time from the one that computes: 0.84 of llama-server's speed without it."""
+READ_CHARACTERS = 4096
+"""Of a prompt are turned into tokens at once, some milliseconds; then running answers take a step."""
+_WHOLE = object()
 DEFAULT_SLOTS = 4
 MAX_SLOTS = kv.SMALL
 DEFAULT_CONTEXT = 4096
@@ -90,6 +92,8 @@ class LlamaCppEngine:
         self._pending: deque[Job] = deque()
         self._counted: deque[Job] = deque()
         """Requests that only want to know how many tokens their prompt has."""
+        self._reading: deque[Job] = deque()
+        """Requests with a long prompt, of which the tokens are still being found out."""
         self._prefilling: deque[Job] = deque()
         self._answering: list[Job] = []
         self._token_s = 0.0
@@ -135,40 +139,64 @@ class LlamaCppEngine:
         if rendered.images and not self.capabilities.vision:
             raise InvalidRequest(f"{self.model.name} takes text only: it has no vision capability", param="messages")
         job = Job(handle, request, rendered, [], reader_for(request, rendered))
+        job.reading = self._read(job, rendered)
+        self._read_on(job)
+
+    def _read_on(self, job: Job) -> None:
+        """Read its prompt, or some more of a long one. Raises as :meth:`submit`."""
+        assert job.reading is not None
         try:
-            self._prepare(job, rendered)
+            whole = next(job.reading, _WHOLE) is _WHOLE
         except LlmlbError:
             job.close()
             raise
-        (self._counted if request.count_only else self._pending).append(job)
+        if not whole:
+            self._reading.append(job)
+            return
+        job.reading = None
+        (self._counted if job.request.count_only else self._pending).append(job)
 
-    def _prepare(self, job: Job, rendered: RenderedPrompt) -> None:
-        """Tokens, room and grammar of a request."""
+    def _read(self, job: Job, rendered: RenderedPrompt) -> Iterator[None]:
+        """Tokens, room and grammar of a request; stops on the way where running answers may take a step.
+
+        Reading takes milliseconds a message (llama.cpp compiles its regular expressions anew for each): what can't
+        fit is not read to its end.
+        """
         request = job.request
         param = "messages" if request.kind == "chat" else "prompt"
         if rendered.images and self._projector is not None:
             job.images = self._projector.prompt(rendered.pieces)
             job.parts += job.images.parts
-        elif request.kind == "chat":
-            job.parts.append(self.model.tokenize_rendered(rendered.text))
         else:
-            job.parts.append(self.model.tokenize(rendered.text, add_special=True))
+            tokens: list[int] = []
+            job.parts.append(tokens)
+            begin = request.kind != "chat" or not self.model.begun(rendered.text)
+            for number, part in enumerate(self.model.cut(rendered.text, READ_CHARACTERS)):
+                if number:
+                    if not request.count_only:
+                        self._refuse_overflow(job, param, "more than ")
+                    yield
+                tokens += self.model.tokenize(part, add_special=begin and not number)
         if not job.prompt_tokens:
             raise InvalidRequest("the prompt is empty", param=param)
         if request.count_only:
             return
         if not isinstance(job.parts[-1], list):
             raise InvalidRequest("the prompt must not end with an image", param=param)
-        if job.prompt_tokens + len(request.continuation) >= self.context_length:
-            raise ContextOverflow(
-                f"the prompt has {job.prompt_tokens} tokens; the context of {self.model.name} holds "
-                f"{self.context_length}, and the answer needs at least one",
-                param=param,
-            )
+        self._refuse_overflow(job, param)
         grammar = grammar_for(request, rendered, schema_grammar)
         if grammar is not None:
             job.grammar = GrammarMask(self.model, grammar)
         job.sampler = Sampler(request.sampling, prompt=job.plain)
+
+    def _refuse_overflow(self, job: Job, param: str, about: str = "") -> None:
+        """Raises ContextOverflow when what was read of the prompt fills the context."""
+        if job.prompt_tokens + len(job.request.continuation) >= self.context_length:
+            raise ContextOverflow(
+                f"the prompt has {about}{job.prompt_tokens} tokens; the context of {self.model.name} holds "
+                f"{self.context_length}, and the answer needs at least one",
+                param=param,
+            )
 
     def interrupt(self, handle: Handle) -> None:
         """A cancellation of this request is on its way: end the prefill call it is in. From any thread."""
@@ -176,7 +204,7 @@ class LlamaCppEngine:
             self._stop_prefill.set()
 
     def cancel(self, handle: Handle) -> bool:
-        for job in [*self._answering, *self._prefilling, *self._pending, *self._counted]:
+        for job in [*self._answering, *self._prefilling, *self._pending, *self._counted, *self._reading]:
             if job.handle == handle:
                 self._release(job)
                 return True
@@ -184,7 +212,7 @@ class LlamaCppEngine:
 
     def _release(self, job: Job) -> None:
         """Its slot is free; what its cache holds stays for a later prompt."""
-        for where in (self._answering, self._prefilling, self._pending, self._counted):
+        for where in (self._answering, self._prefilling, self._pending, self._counted, self._reading):
             if job in where:
                 where.remove(job)
         if job.seq >= 0:
@@ -201,6 +229,8 @@ class LlamaCppEngine:
             job = self._counted.popleft()
             job.close()
             sink.end(job.handle, "stop", Usage(prompt_tokens=job.prompt_tokens, completion_tokens=0), Timings())
+        if self._reading:
+            self._read_next(sink)
         if self._admit(sink):
             return True  # a first token goes out before anything else is computed
         if self._answering:
@@ -210,9 +240,17 @@ class LlamaCppEngine:
         elif self._embedder.step(sink):
             return True
         self._report_waiting(sink)
-        if self._answering or self._prefilling or self._pending:
+        if self._answering or self._prefilling or self._pending or self._reading or self._counted:
             return True
         return self._test_a_little()
+
+    def _read_next(self, sink: Sink) -> None:
+        """Some more of the long prompt whose turn it is."""
+        job = self._reading.popleft()
+        try:
+            self._read_on(job)
+        except LlmlbError as error:
+            sink.failed(job.handle, error)
 
     def _test_a_little(self) -> bool:
         """Nothing to do: go on with the self-test. False when there is none left."""
@@ -275,7 +313,7 @@ class LlamaCppEngine:
 
     def _report_waiting(self, sink: Sink) -> None:
         now = time.monotonic()
-        for job in self._pending:
+        for job in [*self._pending, *self._reading]:
             if now - job.reported_at >= PROGRESS_INTERVAL_S:
                 job.reported_at = now
                 sink.progress(job.handle, "queued", 0, job.prompt_tokens)
@@ -431,7 +469,7 @@ class LlamaCppEngine:
 
     def close(self) -> None:
         """Free context and model; requests still here are forgotten."""
-        for job in [*self._answering, *self._prefilling, *self._pending, *self._counted]:
+        for job in [*self._answering, *self._prefilling, *self._pending, *self._counted, *self._reading]:
             job.close()
         self._embedder.close()
         if self._projector is not None:

@@ -1,4 +1,4 @@
-"""llama.cpp as Python objects: model, context, grammar, projector. The only file that imports llama_cpp.
+"""llama.cpp as Python objects: model, context, projector. With ``llama_grammar`` the only file that imports llama_cpp.
 
 Thin: nothing here decides anything. Every call runs in the worker's main thread. Text that may hold anything goes in
 and out as bytes; logits and vectors are numpy views into llama.cpp's memory, valid until the next decode.
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,7 +25,6 @@ import llama_cpp.llama_cpp as lib
 import llama_cpp.mtmd_cpp as mtmd
 import numpy as np
 import numpy.typing as npt
-from llama_cpp.llama_grammar import json_schema_to_gbnf
 
 from llmlb.bus.errors import InvalidRequest, ModelLoadFailed
 
@@ -85,6 +86,7 @@ class Model:
         """False: a sequence can't be cut at a position, only forgotten as a whole."""
         self._bos = lib.llama_vocab_bos(self.vocab)
         self._pieces: dict[int, bytes] = {}
+        self._specials: tuple[re.Pattern[str] | None, frozenset[str]] | None = None
         self._buffer = ctypes.create_string_buffer(_PIECE_BYTES)
 
     @property
@@ -112,9 +114,34 @@ class Model:
             raise InvalidRequest("the prompt can't be turned into tokens")
         return list(buffer[:count])
 
-    def tokenize_rendered(self, text: str) -> list[int]:
-        """The tokens of a rendered chat template."""
-        return self.tokenize(text, add_special=not self.begun(text))
+    def cut(self, text: str, size: int) -> list[str]:
+        """A rendered text in parts of ``size`` characters and more, whose tokens together are those of the whole.
+
+        It is cut before control tokens only, where llama.cpp cuts it too before it looks at anything else; a token
+        that takes the blanks before it is none of them. The first part alone is begun: the others get no begin token.
+        """
+        if len(text) < 2 * size or lib.llama_vocab_get_add_eos(self.vocab):
+            return [text]
+        if self._specials is None:
+            self._specials = self._find_specials()
+        pattern, cuts = self._specials
+        starts = [0]
+        for found in pattern.finditer(text) if pattern is not None else ():
+            if found.start() - starts[-1] >= size and found.group() in cuts:
+                starts.append(found.start())
+        return [text[start:end] for start, end in itertools.pairwise([*starts, len(text)])]
+
+    def _find_specials(self) -> tuple[re.Pattern[str] | None, frozenset[str]]:
+        """What finds any special token in a text, the longest first; and those before which it may be cut."""
+        texts, cuts = [], set()
+        for token in range(self.vocabulary):
+            kind = lib.llama_vocab_get_attr(self.vocab, token)
+            if kind & (lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_USER_DEFINED) and self.token_text(token):
+                texts.append(self.token_text(token))
+                if kind & lib.LLAMA_TOKEN_ATTR_CONTROL and not kind & lib.LLAMA_TOKEN_ATTR_LSTRIP:
+                    cuts.add(texts[-1])
+        texts.sort(key=len, reverse=True)
+        return (re.compile("|".join(map(re.escape, texts))) if texts else None), frozenset(cuts)
 
     def begun(self, text: str) -> bool:
         """Whether a chat template has written the begin token itself."""
@@ -287,56 +314,6 @@ class Context:
     def close(self) -> None:
         """Free it."""
         lib.llama_free(self.handle)
-
-
-def schema_grammar(schema: str) -> str:
-    """The GBNF of a JSON schema, with the rule ``root``. Raises InvalidRequest when it can't be enforced."""
-    try:
-        grammar: str = json_schema_to_gbnf(schema)
-    except RecursionError:
-        raise InvalidRequest("the JSON schema is nested too deeply", param="response_format") from None
-    except Exception as error:  # the converter raises whatever it stumbles over
-        raise InvalidRequest(
-            f"the JSON schema can't be enforced: {str(error)[:200] or type(error).__name__}", param="response_format"
-        ) from error
-    return grammar
-
-
-class GrammarMask:
-    """A GBNF grammar at one place of an answer. Implements :class:`llmlb.node.engine.sampling.Grammar`."""
-
-    def __init__(self, model: Model, grammar: str) -> None:
-        """Raises InvalidRequest when llama.cpp does not take the grammar."""
-        self._sampler = lib.llama_sampler_init_grammar(model.vocab, grammar.encode(), b"root")
-        if not self._sampler:
-            raise InvalidRequest("the grammar of this schema is not accepted by llama.cpp", param="response_format")
-        kind = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
-        self._one = np.zeros(1, dtype=kind)
-        self._all = np.zeros(model.vocabulary, dtype=kind)
-
-    def _apply(self, data: Any) -> None:
-        pointer = data.ctypes.data_as(lib.llama_token_data_p)
-        array = lib.llama_token_data_array(data=pointer, size=data.size, selected=-1, sorted=False)
-        lib.llama_sampler_apply(self._sampler, ctypes.byref(array))
-
-    def allows(self, token: int) -> bool:
-        self._one["id"], self._one["logit"] = token, 1.0
-        self._apply(self._one)
-        return bool(self._one["logit"][0] != -np.inf)
-
-    def mask(self, logits: Logits) -> None:
-        self._all["id"], self._all["logit"] = np.arange(self._all.size), logits
-        self._apply(self._all)
-        logits[:] = self._all["logit"]
-
-    def accept(self, token: int) -> None:
-        lib.llama_sampler_accept(self._sampler, token)
-
-    def close(self) -> None:
-        """Free it; may be called twice."""
-        if self._sampler:
-            lib.llama_sampler_free(self._sampler)
-            self._sampler = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import orjson
 
+from llmlb.bus import logs
 from llmlb.bus.errors import EngineCrashed, EngineStalled, LlmlbError, ModelLoadFailed, from_wire
 from llmlb.bus.tasks import Background
 from llmlb.node.engine.channel import FrameReader, Kind, pack
@@ -86,6 +87,7 @@ class EngineProcess:
                 "-m",
                 "llmlb.node.engine.worker",
                 str(theirs.fileno()),
+                logs.form_in_use,
                 stdin=asyncio.subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,

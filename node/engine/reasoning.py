@@ -63,6 +63,13 @@ class ThinkSplitter:
         """True while inside a block."""
         return self._harmony.thinking if self._harmony is not None else self._state == "thinking"
 
+    @property
+    def closing(self) -> str | None:
+        """What the model would write to end its thinking here and begin the answer; None: it is not thinking."""
+        if self._harmony is not None:
+            return self._harmony.closing
+        return f"\n{self._family.close}" if self._family is not None and self._state == "thinking" else None
+
     def feed(self, text: str) -> tuple[str, str]:
         """More text: what of it is thinking, what is answer."""
         if self._harmony is not None:
@@ -146,6 +153,11 @@ class Harmony:
     def thinking(self) -> bool:
         """True until the answer begins: in thinking, and in headers."""
         return self._kind in ("header", "thinking")
+
+    @property
+    def closing(self) -> str | None:
+        """As :attr:`ThinkSplitter.closing`."""
+        return "<|end|><|start|>assistant<|channel|>final<|message|>" if self._kind == "thinking" else None
 
     def feed(self, text: str) -> tuple[str, str]:
         """More text: what of it is thinking, what is answer."""

@@ -211,7 +211,7 @@ def main() -> int:
     if os.getppid() == 1:
         return 1
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    logs.configure(debug=False)
+    logs.configure(debug=False, form=sys.argv[2] if len(sys.argv) > 2 else "text")
     inbox = Inbox(sock)
     sink = SocketSink(sock)
     first = inbox.commands.get()

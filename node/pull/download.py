@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Protocol
 
 from llmlb.bus.errors import PullFailed
-from llmlb.node.pull.digest import Digest
-from llmlb.node.pull.fetch import HASH_BYTES, Changed, Count, Fetch, Limits, Link, Stopped
+from llmlb.bus.hub_names import Wanted
+from llmlb.node.pull.digest import STEP_BYTES, Digest
+from llmlb.node.pull.fetch import Count, Fetch, Limits, Stopped
 from llmlb.node.pull.hub import Hub, Location
-from llmlb.node.pull.names import Wanted
+from llmlb.node.pull.link import Changed, Link
 from llmlb.node.pull.partial import Identity, Partial
 from llmlb.node.pull.trouble import Backoff, Passing
 
@@ -305,7 +306,7 @@ class Transfer:
             digest = Digest(oid, size)
             self.count.total = self.count.done = size
             with self._target.open("rb") as file:
-                while (data := file.read(HASH_BYTES)) and not self._stop.is_set():
+                while (data := file.read(STEP_BYTES)) and not self._stop.is_set():
                     digest.update(data)
                     self.count.hashed += len(data)
         except OSError:

@@ -7,7 +7,7 @@ back and tries again. Nothing here gives up by itself: passing trouble is waited
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import logging
 import re
 import threading
@@ -15,21 +15,24 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import httpx
-
 from llmlb.bus.errors import Forbidden, LlmlbError, PullFailed
-from llmlb.node.pull.digest import Digest
-from llmlb.node.pull.hub import Location, public
+from llmlb.node.pull.digest import STEP_BYTES, Digest, Follower
+from llmlb.node.pull.hub import public
+from llmlb.node.pull.link import Changed, Link
 from llmlb.node.pull.partial import BLOCK, Partial
 from llmlb.node.pull.trouble import FIRST_S, MOST_S, Backoff, Passing, passes, retry_after_s
-from llmlb.node.pull.wire import Wire
+from llmlb.node.pull.wire import TROUBLE, Answer, NotHttp, Unreachable, Wire
 
 log = logging.getLogger("llmlb.node.pull.fetch")
 
 SYNC_BYTES = 4 * 1024 * 1024
 SYNC_S = 1.0
-HASH_BYTES = 4 * 1024 * 1024
-HASH_FROM_BYTES = 1024 * 1024
+LOOK_S = 0.05
+"""Who hashes and who syncs look at least so often, and when bytes came."""
+AHEAD_BYTES = 16 * 1024 * 1024
+"""For each so many bytes that came and could be hashed, one connection less asks for more: where both share the cores,
+the digest otherwise starves, and the last fifth of a fast download is waiting for it."""
+PAUSE_S = 0.005
 MAX_REFUSALS = 5
 _SMALLEST_SEGMENT, _LARGEST_SEGMENT = 4 * 1024 * 1024, 64 * 1024 * 1024
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
@@ -49,19 +52,19 @@ class Limits:
     backoff_first_s: float = FIRST_S
     backoff_most_s: float = MOST_S
 
-    def segment_for(self, size: int) -> int:
-        if self.segment_bytes is not None:
-            return self.segment_bytes
-        each = size // (self.connections * 4) // BLOCK * BLOCK
-        return min(max(each, _SMALLEST_SEGMENT), _LARGEST_SEGMENT)
-
-
-class Changed(Exception):
-    """The hub has other content now, to be found at ``location``."""
-
-    def __init__(self, location: Location) -> None:
-        super().__init__(location.etag)
-        self.location = location
+    def segments(self, missing: list[tuple[int, int]]) -> list[Segment]:
+        """Cut what is missing. Smaller towards the end, so that all connections end together, and the digest with
+        them."""
+        found: list[Segment] = []
+        left = sum(end - start for start, end in missing)
+        for start, end in missing:
+            while start < end:
+                each = left // (self.connections * 4) // BLOCK * BLOCK
+                step = self.segment_bytes or min(max(each, _SMALLEST_SEGMENT), _LARGEST_SEGMENT)
+                stop = min(start + step, end)
+                found.append(Segment(stop, start, start))
+                left, start = left - (stop - start), stop
+        return found
 
 
 class Stopped(Exception):
@@ -91,57 +94,26 @@ class Segment:
         return self.position >= self.end
 
 
-class Link:
-    """Where the bytes are, renewed when a signed address has expired. Thread-safe."""
-
-    def __init__(self, location: Location, locate: Callable[[], Location]) -> None:
-        self._location, self._locate = location, locate
-        self._lock = threading.Lock()
-        self._generation = 0
-        self._etag: str | None = None
-
-    def current(self) -> tuple[Location, int]:
-        with self._lock:
-            return self._location, self._generation
-
-    def renew(self, generation: int) -> None:
-        """Ask the hub again, unless another thread did. Raises Changed, Passing or a lasting LlmlbError."""
-        with self._lock:
-            if generation != self._generation:
-                return
-            fresh = self._locate()
-            if (fresh.etag, fresh.size) != (self._location.etag, self._location.size):
-                raise Changed(fresh)
-            self._location, self._etag = fresh, None
-            self._generation += 1
-
-    def check(self, etag: str | None, generation: int) -> None:
-        """Ask the hub again when the place of the bytes has another ETag than before. Raises as `renew` does."""
-        with self._lock:
-            same = etag is None or generation != self._generation or self._etag in (None, etag)
-            if same and generation == self._generation and etag is not None:
-                self._etag = etag
-        if not same:
-            self.renew(generation)
-
-
 class Fetch:
     """All missing ranges of one content. `run` blocks; `stop` may be called by any thread, and is for good."""
 
     def __init__(self, partial: Partial, link: Link, digest: Digest, limits: Limits, count: Count) -> None:
-        self._partial, self._link, self._digest, self._limits, self._count = partial, link, digest, limits, count
+        self._partial, self._link, self._limits, self._count = partial, link, limits, count
+        self._follower = Follower(partial, digest)
+        self._fetched_before = count.fetched
         self._backoff = Backoff(limits.backoff_first_s, limits.backoff_most_s)
         self._lock = threading.Lock()
         self._over = threading.Event()
         self._error: BaseException | None = None
-        self._refusals = 0
+        self._refusals = self._working = 0
         self._whole: threading.Thread | None = None
         self._ranges = threading.Event()
-        step = limits.segment_for(partial.size)
-        self._waiting = [
-            Segment(min(at + step, end), at, at) for start, end in partial.missing() for at in range(start, end, step)
-        ]
-        self._wire = Wire(connections=limits.connections, stall_s=limits.stall_s, connect_s=limits.connect_s)
+        self._news = threading.Event()
+        """Bytes came, or a worker has ended."""
+        self._written = threading.Event()
+        """Nothing more is written."""
+        self._waiting = limits.segments(partial.missing())
+        self._wire = Wire(stall_s=limits.stall_s, connect_s=limits.connect_s)
         self.trouble: str | None = None
         """What the download waits for now, for people; None while bytes flow."""
 
@@ -156,26 +128,34 @@ class Fetch:
 
     def run(self) -> None:
         """Fetch and hash everything. Raises Changed, Stopped or a lasting LlmlbError; what came is kept and synced."""
-        count = min(self._limits.connections, len(self._waiting))
-        workers = [self._thread(self._work, "llmlb-pull-0")] if count else []
-        workers += [self._thread(self._work_later, f"llmlb-pull-{number}") for number in range(1, count)]
+        self._working = min(self._limits.connections, len(self._waiting))
+        workers = [
+            self._thread(functools.partial(self._worker, number), f"llmlb-pull-{number}")
+            for number in range(self._working)
+        ]
         syncer = self._thread(self._sync_often, "llmlb-pull-sync")
         try:
-            while any(worker.is_alive() for worker in workers):
-                if not self._hash_some(HASH_FROM_BYTES):
-                    self._over.wait(0.01)
+            self._follow_until_written(workers)
+            while self._error is None and self._follow():
+                pass
+        finally:
+            syncer.join()
+        if self._error is not None:
+            raise self._error
+
+    def _follow_until_written(self, workers: list[threading.Thread]) -> None:
+        try:
+            while self._working:
+                self._news.clear()
+                if self._working and not self._follow(STEP_BYTES):
+                    self._news.wait(LOOK_S)
         finally:
             self._over.set()
             self._wire.cut()
-            for thread in (*workers, syncer):
-                thread.join()
+            for worker in workers:
+                worker.join()
+            self._written.set()
             self._wire.close()
-            with contextlib.suppress(LlmlbError):
-                self._partial.sync()
-        while self._error is None and self._hash_some():
-            pass
-        if self._error is not None:
-            raise self._error
 
     def _thread(self, work: Callable[[], None], name: str) -> threading.Thread:
         def top() -> None:
@@ -192,40 +172,47 @@ class Fetch:
         return thread
 
     def _sync_often(self) -> None:
+        """Until all is written, and then what is left of it, while the rest is hashed."""
         last = time.monotonic()
-        while not self._over.wait(0.05):
+        while not self._written.wait(LOOK_S):
             if self._partial.unsynced_bytes() >= SYNC_BYTES or time.monotonic() - last >= SYNC_S:
                 self._partial.sync()
                 last = time.monotonic()
+        self._partial.sync()
 
-    def _hash_some(self, least: int = 1) -> bool:
-        """Hash what follows what was hashed. False when less than ``least`` is there. Raises PullFailed."""
-        if not self._digest.needed:
-            self._count.hashed = self._partial.prefix_bytes()
-            return False
-        ready = self._partial.prefix_bytes() - self._count.hashed
-        if ready < least:
-            return False
-        data = self._partial.read(self._count.hashed, min(ready, HASH_BYTES))
-        if not data:
-            raise PullFailed(f"{self._partial.path.name} has become shorter than it was")
-        self._digest.update(data)
-        self._count.hashed += len(data)
-        return True
+    def _follow(self, least: int = 1) -> bool:
+        """Hash some of what is there. False when less than ``least`` bytes are. Raises PullFailed."""
+        more = self._follower.follow(least)
+        self._count.hashed = self._follower.at
+        return more
 
     # Workers
 
-    def _work_later(self) -> None:
-        """The first worker finds out whether there are ranges; without them the others have nothing to do."""
-        while not self._ranges.wait(0.05):
-            if self._over.is_set():
-                return
-        self._work()
+    def _worker(self, number: int) -> None:
+        """The first one finds out whether there are ranges; without them the others have nothing to do."""
+        try:
+            while number and not self._ranges.wait(LOOK_S):
+                if self._over.is_set():
+                    return
+            self._work(number)
+        finally:
+            with self._lock:
+                self._working -= 1
+            self._news.set()
 
-    def _work(self) -> None:
+    def _is_ahead(self, number: int) -> bool:
+        """True when this connection has to wait until more is hashed. Only what came now counts: after a restart there
+        may be much to hash, and no reason to wait for it. The first connection never waits."""
+        came = self._count.fetched - self._fetched_before - self._follower.at
+        return number > 0 and number >= self._limits.connections - min(came, self._follower.behind) // AHEAD_BYTES
+
+    def _work(self, number: int) -> None:
         while not self._over.is_set():
             if (wait_s := self._backoff.wait_s()) > 0:
                 self._over.wait(wait_s)
+                continue
+            if self._is_ahead(number):
+                self._over.wait(PAUSE_S)
                 continue
             if (mine := self._take()) is None:
                 self._ranges.set()
@@ -266,54 +253,54 @@ class Fetch:
         asked = f"bytes={mine[0].position}-{mine[0].end - 1}"
         headers = {**location.headers, "Accept-Encoding": "identity", "Range": asked}
         try:
-            with self._wire.client.stream("GET", location.url, headers=headers, follow_redirects=True) as response:
-                start = self._accept(response, mine, generation)
+            with self._wire.get(location.url, headers) as answer:
+                start = self._accept(answer, mine, generation)
                 if start is not None:
-                    self._receive(response, mine, start)
-                return start is not None or response.status_code != 200
-        except httpx.UnsupportedProtocol as error:
+                    self._receive(answer, mine, start)
+                return start is not None or answer.status != 200
+        except NotHttp as error:
             where = f"an address that is not http for {self._partial.target.name}"
             raise PullFailed(f"the hub sends to {where}: nothing is read there") from error
-        except (httpx.TransportError, httpx.DecodingError, httpx.TooManyRedirects, httpx.InvalidURL) as error:
+        except (Unreachable, *TROUBLE) as error:
             if self._over.is_set():
                 raise Stopped from error
             raise Passing(self._reason(error)) from error
 
     def _reason(self, error: Exception) -> str:
-        if isinstance(error, httpx.ReadTimeout):
+        if isinstance(error, TimeoutError):
             return f"no byte came for {self._limits.stall_s:.0f} s"
-        if isinstance(error, httpx.ConnectTimeout | httpx.ConnectError):
+        if isinstance(error, Unreachable):
             return f"the server can't be reached ({public(str(error))})"
         return f"the connection was cut ({public(str(error)) or type(error).__name__})"
 
-    def _accept(self, response: httpx.Response, mine: list[Segment], generation: int) -> int | None:
+    def _accept(self, answer: Answer, mine: list[Segment], generation: int) -> int | None:
         """Where in the file the answer's body begins, None when it is not for us. Raises Passing or a lasting cause."""
-        status = response.status_code
+        status = answer.status
         if status in (401, 403, 404, 410):
             self._refused(status, generation)
             return None
         if status not in (200, 206):
             if passes(status):
-                raise Passing(f"the server answers {status}", retry_after_s(response.headers))
+                raise Passing(f"the server answers {status}", retry_after_s(answer.headers))
             if status == 416:
                 self._link.renew(generation)
                 raise Passing("the server has no such range")
             raise PullFailed(f"the server answers {status} for {self._partial.target.name}")
-        self._link.check(response.headers.get("etag"), generation)
+        self._link.check(answer.headers.get("etag"), generation)
         if status == 206:
-            return self._accept_range(response, mine[0], generation)
-        length = response.headers.get("content-length")
-        if "content-encoding" not in response.headers and length not in (None, str(self._partial.size)):
+            return self._accept_range(answer, mine[0], generation)
+        length = answer.headers.get("content-length")
+        if "content-encoding" not in answer.headers and length not in (None, str(self._partial.size)):
             self._link.renew(generation)
             raise Passing(f"the server sends {length} bytes instead of {self._partial.size}")
         return 0 if self._take_all(mine) else None
 
-    def _accept_range(self, response: httpx.Response, segment: Segment, generation: int) -> int:
-        match = _RANGE.fullmatch(response.headers.get("content-range", ""))
+    def _accept_range(self, answer: Answer, segment: Segment, generation: int) -> int:
+        match = _RANGE.fullmatch(answer.headers.get("content-range", ""))
         if match is not None and match[3] not in ("*", str(self._partial.size)):
             self._link.renew(generation)
             raise Passing(f"the server has {match[3]} bytes instead of {self._partial.size}")
-        if match is None or int(match[1]) != segment.position or "content-encoding" in response.headers:
+        if match is None or int(match[1]) != segment.position or "content-encoding" in answer.headers:
             raise Passing("the server sends another range than was asked for")
         self._ranges.set()
         return segment.position
@@ -341,8 +328,8 @@ class Fetch:
         mine.sort(key=lambda segment: segment.position)
         return True
 
-    def _receive(self, response: httpx.Response, mine: list[Segment], position: int) -> None:
-        for chunk in response.iter_bytes():
+    def _receive(self, answer: Answer, mine: list[Segment], position: int) -> None:
+        for chunk in answer.pieces():
             if self._over.is_set():
                 raise Stopped
             with self._lock:
@@ -354,7 +341,7 @@ class Fetch:
         if not all(segment.done for segment in mine):
             raise Passing("the server ended its answer early")
 
-    def _store(self, mine: list[Segment], position: int, chunk: bytes) -> None:
+    def _store(self, mine: list[Segment], position: int, chunk: memoryview | bytes) -> None:
         """Write the part of a chunk that is missing, and mark whole blocks."""
         end = position + len(chunk)
         for segment in mine:
@@ -367,6 +354,8 @@ class Fetch:
             segment.position = stop
             marked = self._partial.mark(segment.marked, stop)
             if marked != segment.marked:
+                if marked // STEP_BYTES != segment.marked // STEP_BYTES or segment.done:
+                    self._news.set()
                 segment.marked = marked
                 self._moved()
 

@@ -18,8 +18,8 @@ from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 from llmlb.bus.errors import Forbidden, InvalidRequest, LlmlbError, ModelUnknown, PullFailed, Unauthenticated
-from llmlb.node.pull.names import Wanted, without_credentials
-from llmlb.node.pull.plan import RepoFile
+from llmlb.bus.hub_names import Wanted, without_credentials
+from llmlb.bus.hub_plan import RepoFile
 from llmlb.node.pull.trouble import Backoff, Passing, passes, retry_after_s
 
 log = logging.getLogger("llmlb.node.pull.hub")

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from llmlb.bus.errors import Conflict, OutOfDisk, PullFailed
+from llmlb.bus.hub_manifest import planned
+from llmlb.bus.hub_names import Wanted
+from llmlb.bus.hub_plan import Plan, PlannedFile, plan
+from llmlb.bus.messages.models import ModelManifest
 from llmlb.bus.messages.pulls import FileProgress, PullProgress
 from llmlb.node.pull.download import Downloaded, HubSource, Progress, download
 from llmlb.node.pull.fetch import Limits
 from llmlb.node.pull.hub import Hub
-from llmlb.node.pull.names import Wanted
 from llmlb.node.pull.partial import disk_error
-from llmlb.node.pull.plan import Plan, PlannedFile, plan
 from llmlb.node.pull.room import Room, staged_bytes
 from llmlb.node.store.installed import Installed, Store
 
@@ -49,8 +51,15 @@ class PullJob:
     """One pull. `run` it once; cancel it at any time. ``report`` is called with each change, on the loop."""
 
     def __init__(
-        self, means: Means, wanted: Wanted, start: PullProgress, report: Callable[[PullProgress], None]
+        self,
+        means: Means,
+        wanted: Wanted,
+        start: PullProgress,
+        report: Callable[[PullProgress], None],
+        manifest: ModelManifest | None = None,
     ) -> None:
+        """``manifest``: its files as they were registered; the hub is not asked for them then."""
+        self._manifest = manifest
         self._means, self._wanted, self._report = means, wanted, report
         self._state = start
         self._files: list[FileProgress] = []
@@ -67,8 +76,7 @@ class PullJob:
         """Raises a lasting LlmlbError. What came stays on the disk, on failure and on cancel too."""
         for _ in range(MAX_LISTINGS):
             self._change(status="downloading", phase="manifest")
-            listing = await self._means.hub.listing(self._wanted, self._say)
-            todo = await asyncio.to_thread(plan, self._wanted, listing.files, listing.commit)
+            todo = await self._plan()
             there = await asyncio.to_thread(self._means.store.is_installed, todo)
             if there is not None:
                 await asyncio.to_thread(self._means.store.add_origin, there, self._state.origin)
@@ -77,8 +85,17 @@ class PullJob:
             await self._prepare(todo)
             if (digests := await self._fetch_all(todo)) is not None:
                 return await self._install(todo, digests)
+            if self._manifest is not None:
+                raise PullFailed(f"the hub has other files of {self._wanted.repo} than were registered")
             self._say("the files have changed on the hub: they are listed anew")
         raise PullFailed(f"{self._wanted.repo} changes on the hub faster than it can be fetched")
+
+    async def _plan(self) -> Plan:
+        """What to fetch: as registered, else as the hub lists it now."""
+        if self._manifest is not None:
+            return planned(self._manifest, self._wanted)
+        listing = await self._means.hub.listing(self._wanted, self._say)
+        return await asyncio.to_thread(plan, self._wanted, listing.files, listing.commit)
 
     async def _prepare(self, todo: Plan) -> None:
         """Before the first byte. Raises OutOfDisk when there is no room for all of them."""

@@ -204,10 +204,10 @@ class Partial:
                 at = self._state.find(_MISSING, end)
         return ranges
 
-    def prefix_bytes(self) -> int:
-        """Bytes from the beginning without a gap."""
+    def prefix_bytes(self, known: int = 0) -> int:
+        """Bytes from the beginning without a gap. ``known``: so many are there for sure, and are not looked at."""
         with self._lock:
-            first = self._state.find(_MISSING)
+            first = self._state.find(_MISSING, known // BLOCK)
         return self.size if first < 0 else first * BLOCK
 
     def write(self, data: bytes | memoryview, offset: int) -> None:
@@ -254,9 +254,10 @@ class Partial:
         except OSError as error:
             raise disk_error(error, self.path) from error
 
-    def read(self, offset: int, count: int) -> bytes:
+    def read_into(self, buffer: memoryview, offset: int) -> int:
+        """Read what was written back, into memory that is there already. Returns how many bytes. Raises PullFailed."""
         try:
-            return os.pread(self._file, count, offset)
+            return os.preadv(self._file, [buffer], offset)
         except OSError as error:
             raise PullFailed(f"{self.path.name} can't be read back: {error.strerror}", detail=str(self.path)) from error
 

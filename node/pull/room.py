@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from llmlb.bus.errors import OutOfDisk
+from llmlb.bus.hub_plan import Plan
 from llmlb.node.pull.partial import MARGIN_BYTES
-from llmlb.node.pull.plan import Plan
 
 WAIT_S = 60.0
 POLL_S = 0.5

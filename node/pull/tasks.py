@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-import json
 import logging
 import time
 import weakref
@@ -31,7 +29,9 @@ from llmlb.bus.errors import (
     ModelUnknown,
     PullFailed,
 )
+from llmlb.bus.hub_names import Wanted, parse_name, task_id_of, title_of
 from llmlb.bus.messages.errors import WireError
+from llmlb.bus.messages.models import ModelManifest
 from llmlb.bus.messages.pulls import (
     CancelTask,
     ListTasks,
@@ -46,7 +46,6 @@ from llmlb.bus.messages.pulls import (
 from llmlb.bus.tasks import Background
 from llmlb.bus.work_queue import WorkQueue
 from llmlb.node.pull.job import Means, PullJob
-from llmlb.node.pull.names import MAIN, Wanted, parse_name
 from llmlb.node.pull.reports import Reports, is_over
 from llmlb.node.store.installed import Installed
 
@@ -58,19 +57,6 @@ RESTORE_S = 2.0
 STOP_S = 1.0
 """A download may take so long to end when the node ends; then it is left to its threads, which die with the process.
 What it has written counts all the same, as after kill -9."""
-
-
-def task_id_of(wanted: Wanted) -> str:
-    """The task of what was asked for, however it was written: 16 hex digits."""
-    canonical = json.dumps([wanted.repo, wanted.quant, wanted.file, wanted.revision])
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
-
-
-def title_of(wanted: Wanted) -> str:
-    """What was asked for, as text that `parse_name` reads, whichever hub is configured."""
-    if wanted.file is not None:
-        return f"hf.co/{wanted.repo}/blob/{wanted.revision}/{wanted.file}"
-    return wanted.name if wanted.revision == MAIN else f"hf.co/{wanted.repo}/tree/{wanted.revision}"
 
 
 @dataclass(slots=True)
@@ -178,8 +164,15 @@ class Pulls:
         """True once the tasks of an earlier life are known."""
         return self._restored.is_set()
 
-    async def begin(self, text: str, origin: PullOrigin) -> PullStarted:
-        """Store a task on the bus, or attach to the one that runs.
+    async def begin(
+        self,
+        text: str,
+        origin: PullOrigin,
+        *,
+        manifest: ModelManifest | None = None,
+        registered_at: float | None = None,
+    ) -> PullStarted:
+        """Store a task on the bus, or attach to the one that runs. ``manifest``: its files, when they are known.
 
         Raises InvalidRequest, BusError, DeadlineExceeded.
         """
@@ -188,7 +181,13 @@ class Pulls:
         attached = known is not None and not is_over(known)
         if attached and known is not None and origin in ("sync", known.origin):
             return PullStarted(task=known, attached=True)
-        task = PullTask(task_id=task_id_of(wanted), model=title_of(wanted), origin=origin)
+        task = PullTask(
+            task_id=task_id_of(wanted),
+            model=title_of(wanted),
+            origin=origin,
+            manifest=manifest,
+            registered_at=registered_at,
+        )
         await self._queue.put(task, timeout_s=PUT_S)
         if origin == "user" and (active := self._active.get(task.task_id)) is not None:
             active.job.claim()
@@ -277,6 +276,7 @@ class Pulls:
             origin=task.origin,
             status="pending",
             phase="waiting",
+            registered_at=task.registered_at,
             started_at=task.sent_at,
         )
 
@@ -312,7 +312,7 @@ class Pulls:
 
     async def _work(self, task: PullTask, wanted: Wanted) -> None:
         start = self._reports.get(task.task_id) or self._fresh(task)
-        job = PullJob(self._means, wanted, start, self._reports.put)
+        job = PullJob(self._means, wanted, start, self._reports.put, task.manifest)
         active = self._active[task.task_id] = _Active(task, wanted, job)
         log.info("pull_started task=%s model=%s origin=%s", task.task_id, task.model, task.origin)
         active.runner = self._background.start(self._run(active), f"run.{task.task_id}")

@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
-from llmlb.node.pull.plan import quant_of
+from llmlb.bus.hub_plan import quant_of
 
 MAX_ALIAS = 64
 _DROPPED = frozenset({"gguf", "instruct", "it", "chat", "hf"})

@@ -108,6 +108,8 @@ class Catalog:
         self._closed = False
         self.inventory = 0
         """Rises whenever the list changes."""
+        self.templates: Mapping[str, str] = {}
+        """Chat templates in place of those in the files, by the model's name; for whoever loads it from now on."""
         self.rescan()
 
     def _state(self) -> list[object]:
@@ -170,7 +172,7 @@ class Catalog:
         if found is None:
             raise ModelUnknown(f"model '{name}' was not found{self._hint(shelf, name)}", param="model")
         model = shelf.models[found]
-        return replace(model, info=self._info(model))
+        return replace(model, info=self._info(model), template=self.templates.get(found, model.template))
 
     def _hint(self, shelf: _Shelf, name: str) -> str:
         several = shelf.several.get(name) or next(

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from llmlb.bus.errors import ModelLoadFailed
+from llmlb.bus.hub_plan import quant_of
 from llmlb.bus.messages.models import ModelInfo
-from llmlb.node.pull.plan import quant_of
 from llmlb.node.store import headers
 from llmlb.node.store.catalog import StoredModel
 from llmlb.node.store.files import MAX_JSON_BYTES, read_object, read_text

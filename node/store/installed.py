@@ -21,8 +21,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from llmlb.bus.errors import Conflict, Forbidden, InvalidRequest, ModelLoadFailed, PullFailed
+from llmlb.bus.hub_plan import Plan
 from llmlb.node.pull.partial import Partial, disk_error
-from llmlb.node.pull.plan import Plan
 from llmlb.node.store import moving
 from llmlb.node.store.aliases import alias_for
 from llmlb.node.store.catalog import StoredModel

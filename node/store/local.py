@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from llmlb.bus.errors import ModelLoadFailed
-from llmlb.node.pull.plan import quant_of
+from llmlb.bus.hub_plan import quant_of
 from llmlb.node.store import headers
 from llmlb.node.store.catalog import MAX_NAME, StoredModel
 from llmlb.node.store.describe import describe_gguf, describe_safetensors

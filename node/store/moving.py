@@ -13,7 +13,7 @@ from pathlib import Path
 
 import orjson
 
-from llmlb.node.pull.plan import is_beside_weights
+from llmlb.bus.hub_plan import is_beside_weights
 from llmlb.node.store.files import move, read_object, remove_empty, sync_folder, write_whole
 from llmlb.node.store.local import REMOVING
 from llmlb.node.store.manifest import Manifest, parse_manifest, safe_label, write_manifest

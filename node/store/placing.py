@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from llmlb.bus.errors import Conflict
-from llmlb.node.pull.plan import Plan, PlannedFile
+from llmlb.bus.hub_plan import Plan, PlannedFile
 from llmlb.node.store.local import SAFETENSORS
 from llmlb.node.store.manifest import Manifest, ManifestFile, safe_label
 

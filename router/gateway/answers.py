@@ -131,6 +131,8 @@ def usage_body(usage: Usage) -> dict[str, Any]:
 
 def total_usage(ends: Sequence[End], prompts: int) -> Usage:
     """The usage of all choices: each prompt counted once, every token of an answer. Choices go prompt by prompt."""
+    if len(ends) == 1:
+        return ends[0].usage
     each = max(1, len(ends) // max(1, prompts))
     firsts = ends[::each]
     return Usage(
@@ -214,6 +216,22 @@ async def respond_whole(
         await before_end(answers[0])
     body = shape.whole(answers, total_usage(ends, prompts))
     return raw(orjson.dumps(body), content_type="application/json")
+
+
+async def _respond_one(
+    events: AsyncGenerator[Event, None], shape: Shape, direct: Direct, before_end: BeforeEnd | None
+) -> HTTPResponse:
+    """As :func:`respond_whole` for one choice, which most requests want: nothing to merge."""
+    answer = Answer()
+    direct.piece = answer.take
+    async with contextlib.aclosing(events):
+        async for event in events:
+            answer.add(event)
+    if answer.end is None:
+        raise LlmlbError("the answer has no end")
+    if before_end is not None:
+        await before_end(answer)
+    return raw(orjson.dumps(shape.whole([answer], answer.end.usage)), content_type="application/json")
 
 
 async def respond_stream(
@@ -323,10 +341,13 @@ async def respond(
 
     ``run``: instead of the gateway's inference. ``before_end``: for an answer of one choice.
     """
-    log.debug("infer request=%s model=%r choices=%d", inner[0].request_id, inner[0].model, len(inner))
+    if log.isEnabledFor(logging.DEBUG):
+        log.debug("infer request=%s model=%r choices=%d", inner[0].request_id, inner[0].model, len(inner))
     run = run or request.app.ctx.gateway.inference.stream
     direct = Direct() if len(inner) == 1 else None
     call = call_of(request, streamed=stream, direct=direct)
+    if direct is not None and not stream:
+        return await _respond_one(run(inner[0], call), shape, direct, before_end)
     events = merged([run(one, call) for one in inner])
     if stream:
         await respond_stream(request, events, shape, prompts, direct, before_end)

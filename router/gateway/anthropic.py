@@ -23,6 +23,10 @@ routes = Blueprint("anthropic")
 
 @routes.post("/v1/messages")
 async def messages(request: Request) -> HTTPResponse | None:
+    """Answer a conversation, in Anthropic's form.
+
+    With `stream: true` as server-sent events with names.
+    """
     body = parse(MessagesRequest, request.body)
     inner, images = body.request(inner_id(request))
     if images:
@@ -33,6 +37,7 @@ async def messages(request: Request) -> HTTPResponse | None:
 
 @routes.post("/v1/messages/count_tokens")
 async def count(request: Request) -> HTTPResponse:
+    """Count the tokens of a conversation, without an answer."""
     body = parse(CountRequest, request.body)
     inner, images = body.request(inner_id(request), count_only=True)
     if images:

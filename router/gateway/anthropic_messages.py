@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pydantic import StrictStr
+from pydantic import Field, StrictStr
 
 from llmlb.bus.errors import InvalidRequest
 from llmlb.bus.messages.infer import ChatMessage, ContentPart, ToolCall
 from llmlb.router.gateway.openai_messages import MAX_IMAGES, Body, ImageAddress, image_part
 from llmlb.router.gateway.openai_schema import json_text
+from llmlb.router.gateway.parts_schema import BlockIn
 
 MEDIA_TYPES = frozenset({"image/jpeg", "image/png", "image/gif", "image/webp"})
 _SKIPPED = frozenset({"redacted_thinking"})
@@ -21,8 +22,8 @@ _SKIPPED = frozenset({"redacted_thinking"})
 class AnthropicMessage(Body):
     """One turn."""
 
-    role: Literal["user", "assistant", "system"]
-    content: StrictStr | list[Any]
+    role: Literal["user", "assistant", "system"] = Field(description="who speaks")
+    content: StrictStr | list[BlockIn] = Field(description="a text, or blocks")
 
 
 @dataclass(slots=True)

@@ -21,17 +21,20 @@ from llmlb.router.gateway.openai_schema import (
     json_text,
     refuse,
 )
+from llmlb.router.gateway.parts_schema import TextBlock
 
 MAX_STOPS = 64
 
 
-class ToolBody(Body):
+class AnthropicTool(Body):
     """A tool. Those that Anthropic's models know by their type alone have no schema, and are refused."""
 
-    type: StrictStr | None = None
-    name: StrictStr = Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$")
-    description: StrictStr | None = None
-    input_schema: dict[str, Any] | None = None
+    type: StrictStr | None = Field(
+        default=None, description="`custom`; those that Anthropic's models know by type are refused"
+    )
+    name: StrictStr = Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$", description="what the model calls it")
+    description: StrictStr | None = Field(default=None, description="what it does, for the model")
+    input_schema: dict[str, Any] | None = Field(default=None, description="JSON schema of its arguments; needed")
 
     def tool(self, index: int) -> Tool:
         """As the bus carries it. Raises InvalidRequest."""
@@ -44,39 +47,62 @@ class ToolBody(Body):
         return Tool(name=self.name, description=self.description or "", parameters=schema)
 
 
-class ToolChoiceBody(Body):
-    type: Literal["auto", "any", "tool", "none"]
-    name: StrictStr | None = None
-    disable_parallel_tool_use: StrictBool | None = None
+class AnthropicToolChoice(Body):
+    type: Literal["auto", "any", "tool", "none"] = Field(description="any: some tool must be called; tool: this one")
+    name: StrictStr | None = Field(default=None, description="needed for `tool`")
+    disable_parallel_tool_use: StrictBool | None = Field(
+        default=None, description="true: one call in an answer at most"
+    )
 
 
-class ThinkingBody(Body):
-    type: Literal["enabled", "disabled", "adaptive", "between_tools"]
-    budget_tokens: StrictInt | None = Field(default=None, ge=1)
-    display: Literal["summarized", "omitted"] | None = None
+class AnthropicThinking(Body):
+    type: Literal["enabled", "disabled", "adaptive", "between_tools"] = Field(
+        description="adaptive and between_tools: as the model's template has it"
+    )
+    budget_tokens: StrictInt | None = Field(
+        default=None, ge=1, description="needed for `enabled`: tokens of thinking at most, then the answer is begun"
+    )
+    display: Literal["summarized", "omitted"] | None = Field(default=None, description="omitted: its text is left out")
 
 
-class FormatBody(Body):
-    type: Literal["json_schema"]
-    schema_: dict[str, Any] = Field(alias="schema")
+class AnthropicFormat(Body):
+    type: Literal["json_schema"] = Field(description="the one kind there is")
+    schema_: dict[str, Any] = Field(alias="schema", description="the JSON schema; enforced")
 
 
-class OutputConfigBody(Body):
-    format: FormatBody | None = None
+class AnthropicOutputConfig(Body):
+    format: AnthropicFormat | None = Field(default=None, description="not together with tools")
 
 
-class CountRequest(Body):
+_EXAMPLE: dict[str, Any] = {
+    "model": "smollm2",
+    "max_tokens": 64,
+    "messages": [{"role": "user", "content": "Why is the sky blue?"}],
+}
+_COUNT_EXAMPLE = {name: value for name, value in _EXAMPLE.items() if name != "max_tokens"}
+
+
+class CountRequest(Body, json_schema_extra={"examples": [_COUNT_EXAMPLE]}):
     """POST /v1/messages/count_tokens; and what both routes have."""
 
-    model: StrictStr = Field(min_length=1, max_length=MAX_MODEL_NAME)
-    messages: list[AnthropicMessage] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
-    system: StrictStr | list[Any] | None = None
-    tools: list[ToolBody] | None = Field(default=None, max_length=MAX_TOOLS, fail_fast=True)
-    tool_choice: ToolChoiceBody | None = None
-    thinking: ThinkingBody | None = None
-    output_config: OutputConfigBody | None = None
-    container: Any = None
-    mcp_servers: list[Any] | None = None
+    model: StrictStr = Field(
+        min_length=1, max_length=MAX_MODEL_NAME, description="a model of `/v1/models`, or an alias"
+    )
+    messages: list[AnthropicMessage] = Field(
+        min_length=1,
+        max_length=MAX_MESSAGES,
+        fail_fast=True,
+        description="the conversation, oldest first; the last turn is the user's",
+    )
+    system: StrictStr | list[TextBlock] | None = Field(default=None, description="a text, or blocks of text")
+    tools: list[AnthropicTool] | None = Field(
+        default=None, max_length=MAX_TOOLS, fail_fast=True, description="functions that the model may call"
+    )
+    tool_choice: AnthropicToolChoice | None = Field(default=None, description="whether it must")
+    thinking: AnthropicThinking | None = Field(default=None, description="off unless it is given")
+    output_config: AnthropicOutputConfig | None = Field(default=None, description="the form of the answer")
+    container: Any = Field(default=None, description="refused")
+    mcp_servers: list[Any] | None = Field(default=None, description="refused: `tools` works")
 
     def sampling(self) -> Sampling:
         """For a count: a node that can't count makes one token, and says how many the prompt had."""
@@ -138,16 +164,22 @@ class CountRequest(Body):
         return None
 
 
-class MessagesRequest(CountRequest):
+class MessagesRequest(CountRequest, json_schema_extra={"examples": [_EXAMPLE]}):
     """POST /v1/messages."""
 
-    max_tokens: StrictInt = Field(ge=1, le=2**31 - 1)
-    temperature: Number | None = Field(default=None, ge=0, le=2)
-    top_p: Number | None = Field(default=None, gt=0, le=1)
-    top_k: StrictInt | None = Field(default=None, ge=0, le=1_000_000)
-    stop_sequences: Annotated[list[StrictStr], Field(fail_fast=True)] | None = None
-    stream: StrictBool | None = None
-    metadata: dict[str, Any] | None = None
+    max_tokens: StrictInt = Field(ge=1, le=2**31 - 1, description="tokens of the answer at most, thinking included")
+    temperature: Number | None = Field(
+        default=None, ge=0, le=2, description="0: always the likeliest token; else the model's own"
+    )
+    top_p: Number | None = Field(default=None, gt=0, le=1, description="the likeliest tokens that make up this share")
+    top_k: StrictInt | None = Field(
+        default=None, ge=0, le=1_000_000, description="that many of the likeliest tokens; 0: all"
+    )
+    stop_sequences: Annotated[list[StrictStr], Field(fail_fast=True)] | None = Field(
+        default=None, description="texts that end the answer, 64 at most"
+    )
+    stream: StrictBool | None = Field(default=None, description="true: as server-sent events")
+    metadata: dict[str, Any] | None = Field(default=None, description="ignored")
 
     def sampling(self) -> Sampling:
         """Raises InvalidRequest."""
@@ -162,6 +194,7 @@ class MessagesRequest(CountRequest):
             top_p=self.top_p,
             top_k=self.top_k,
             max_tokens=self.max_tokens,
+            thinking_tokens=self.thinking.budget_tokens if self.thinking is not None and self._think() else None,
             stop=tuple(stops),
             unset=("presence_penalty", "frequency_penalty", "repeat_penalty"),
         )

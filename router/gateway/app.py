@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import re
+import resource
 import socket
 import uuid
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -15,12 +16,15 @@ from sanic import Request, Sanic
 from sanic.response import HTTPResponse
 
 from llmlb.bus.errors import ConfigError
-from llmlb.bus.logs import request_id_var
 from llmlb.router.gateway import (
     anthropic,
     auth,
+    compression,
     cookies,
+    cors,
+    docs_page,
     identity,
+    llmlb_models,
     llmlb_node,
     llmlb_router,
     openai_chat,
@@ -30,31 +34,37 @@ from llmlb.router.gateway import (
     operations,
     requests,
 )
+from llmlb.router.gateway.entry import GatewayRequest, enter
+from llmlb.router.gateway.http_connection import Connection, Patience
 from llmlb.router.gateway.http_errors import handle_exception, id_headers
 from llmlb.router.gateway.ports import Gateway
 
 log = logging.getLogger("llmlb.router.gateway.app")
 
-UPLOAD_TIMEOUT_S = 60
-KEEP_ALIVE_S = 75
-NEVER_S = 10 * 365 * 86400
+SURFACES = (openai_models, openai_chat, openai_embeddings, openai_responses, anthropic)
 BACKLOG = 1024
+FILES_MAX = 65_536
+FILES_KEPT = 512
+"""Open files that are not connections of clients: the bus, databases, logs, workers."""
+TCP_IDLE_S, TCP_EVERY_S, TCP_TIMES = 60, 15, 4
+"""When a silent peer is asked for a sign of life by TCP, and how often: one whose machine is gone is noticed."""
+UNSENT_MAX = 128 * 1024
+"""Bytes that the kernel takes beyond what a peer has room for: else it is megabytes for each that does not read."""
 _touched_up = False
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 def build_app(gateway: Gateway) -> Sanic[Any, Any]:
     """The application for one gateway. Each call makes a new one, so several live in one process."""
     global _touched_up
     app: Sanic[Any, Any] = Sanic(
-        f"llmlb-{gateway.role}-{uuid.uuid4().hex[:8]}", configure_logging=False, dumps=orjson.dumps, loads=orjson.loads
+        f"llmlb-{gateway.role}-{uuid.uuid4().hex[:8]}",
+        request_class=GatewayRequest,
+        configure_logging=False,
+        dumps=orjson.dumps,
+        loads=orjson.loads,
     )
     app.config.update(
         REQUEST_MAX_SIZE=gateway.settings.max_body_bytes,
-        REQUEST_TIMEOUT=UPLOAD_TIMEOUT_S,
-        # How long an answer may take is decided by the stall limit, not by a clock over the whole of it.
-        RESPONSE_TIMEOUT=NEVER_S,
-        KEEP_ALIVE_TIMEOUT=KEEP_ALIVE_S,
         ACCESS_LOG=False,
         MOTD=False,
         FALLBACK_ERROR_FORMAT="json",
@@ -63,12 +73,15 @@ def build_app(gateway: Gateway) -> Sanic[Any, Any]:
         TOUCHUP=not _touched_up,
     )
     _touched_up = True
+    logging.getLogger("sanic.root").setLevel(logging.WARNING)  # it tells of every client that goes away
     app.ctx.gateway = gateway
-    for module in (operations, identity, openai_models, openai_chat, openai_embeddings, openai_responses, anthropic):
+    app.ctx.patience = Patience(gateway.settings.client_timeout_s, gateway.settings.idle_timeout_s)
+    for module in (operations, docs_page, identity, *SURFACES):
         app.blueprint(module.routes)
     app.blueprint(llmlb_router.routes if gateway.role == "router" else llmlb_node.routes)
     if gateway.role == "router":
         app.blueprint(requests.routes)
+        app.blueprint(llmlb_models.routes)
     app.exception(Exception)(_on_exception)
     app.register_middleware(_on_request, "request")
     app.register_middleware(_on_response, "response")
@@ -80,16 +93,16 @@ async def _on_exception(request: Request, error: Exception) -> HTTPResponse:
 
 
 async def _on_request(request: Request) -> None:
-    given = request.headers.get("x-request-id", "")
-    request.ctx.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-    request_id_var.set(request.ctx.request_id)
-    auth.check(request)
+    enter(request)
 
 
 async def _on_response(request: Request, response: Any) -> None:
     response.headers.update(id_headers(request))
+    response.headers["x-llmlb-version"] = request.app.ctx.gateway.version
     response.headers.update(auth.headers_of(request))
     await cookies.renew(request, response)
+    cors.add_headers(request, response.headers)
+    await compression.compress(request, response)
 
 
 class GatewayServer:
@@ -106,12 +119,17 @@ class GatewayServer:
 
         Raises ConfigError when the address can't be had.
         """
+        self._app.ctx.patience = replace(self._app.ctx.patience, connections_max=raise_file_limit())
         sock = _bind(host, port, shared=shared)
         self.port = sock.getsockname()[1]
         with contextlib.ExitStack() as undo:
             undo.callback(sock.close)
             server: Any = await self._app.create_server(
-                sock=sock, backlog=BACKLOG, return_asyncio_server=True, asyncio_server_kwargs={"start_serving": False}
+                sock=sock,
+                backlog=BACKLOG,
+                protocol=Connection,
+                return_asyncio_server=True,
+                asyncio_server_kwargs={"start_serving": False},
             )
             if server is None:
                 raise ConfigError("the HTTP server could not be made")
@@ -142,6 +160,26 @@ class GatewayServer:
         Sanic.unregister_app(self._app)
 
 
+def raise_file_limit() -> int:
+    """Let this process have as many open files as it may; how many of them can be clients' connections."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES_MAX if hard == resource.RLIM_INFINITY else min(hard, FILES_MAX)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        soft = wanted
+    have = FILES_MAX if soft == resource.RLIM_INFINITY else soft
+    return max(have - FILES_KEPT, have // 2)
+
+
+def _set_options(sock: socket.socket) -> None:
+    """What is accepted inherits them, on Linux."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    options = {"TCP_KEEPIDLE": TCP_IDLE_S, "TCP_KEEPINTVL": TCP_EVERY_S, "TCP_KEEPCNT": TCP_TIMES}
+    for name, value in {**options, "TCP_NOTSENT_LOWAT": UNSENT_MAX}.items():
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
 def _bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
     """A listening socket's socket. Raises ConfigError, naming the address."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -150,6 +188,7 @@ def _bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if shared:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        _set_options(sock)
         sock.bind((host, port))
     except OSError as error:
         sock.close()

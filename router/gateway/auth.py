@@ -2,7 +2,7 @@
 
 A program on the same machine needs no credentials until the first user exists, every other peer always does.
 Credentials are an API key (``Authorization: Bearer``, ``x-api-key``) or a session's cookie; with the cookie, whatever
-changes something needs ``X-CSRF-Token`` too. No CORS headers are sent.
+changes something needs ``X-CSRF-Token`` too.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from sanic import Request
 
 from llmlb.bus.errors import BusDown, Forbidden, RateLimited, Unauthenticated
 from llmlb.bus.messages.identity import ApiKey, User
+from llmlb.router.gateway import cors
 from llmlb.router.gateway.peers import by_trusted_proxy, is_forwarded, is_loopback, is_own_page, peer_of
 from llmlb.router.gateway.permissions import Rule, rule_of
 from llmlb.router.gateway.ports import Gateway
@@ -108,7 +109,7 @@ def _who(request: Request, gateway: Gateway) -> Principal:
 
 def _own(request: Request) -> Principal:
     """Raises Forbidden when a page of another site asks through a browser on this machine."""
-    if not is_own_page(request):
+    if not is_own_page(request, listed=cors.is_listed(request)):
         raise Forbidden("a page of another site asks, or another name leads here; use the address of this machine")
     return LOCAL
 

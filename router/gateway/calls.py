@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import uuid
 
 from sanic import Request
 
 from llmlb.router.call import Call, Direct
 from llmlb.router.gateway.auth import principal_of
+from llmlb.router.redaction import kept_body
 
-BODY_MAX = 64 * 1024
-"""Bytes of a request's body that its record keeps."""
 NO_RETRY = "x-llmlb-no-retry"
-_BASE64 = re.compile(rb'("data"\s*:\s*")[A-Za-z0-9+/]{256,}={0,2}(?=")')
-_DATA_URL = re.compile(rb'(data:[\w.+-]{1,80}/[\w.+-]{1,80}(?:;[\w=.+-]{1,80})*,)[^"\\\s]{64,}')
 
 
 def inner_id(request: Request) -> str:
@@ -37,18 +33,12 @@ def key_of(request: Request) -> str:
     return ""
 
 
-def kept_body(body: bytes) -> str:
-    """A body for the record: images cut out, at most BODY_MAX bytes."""
-    if b"data:" in body:
-        body = _DATA_URL.sub(lambda match: match[1] + b"(cut)", body)
-    if b'"base64"' in body:
-        body = _BASE64.sub(lambda match: match[1] + b"(cut)", body)
-    return body[:BODY_MAX].decode(errors="replace")
-
-
 def call_of(request: Request, *, streamed: bool, direct: Direct | None = None) -> Call:
+    given: str | None = request.headers.get("x-request-id")
     return Call(
         key=key_of(request),
+        # What is no id was replaced on the way in.
+        client_request_id=given if given is not None and given == request.ctx.request_id else None,
         path=request.path,
         streamed=streamed,
         no_retry=request.headers.get(NO_RETRY, "") in ("1", "true"),

@@ -11,7 +11,7 @@ from sanic.response import HTTPResponse
 
 from llmlb.bus.errors import LlmlbError
 from llmlb.router.gateway.auth import CSRF_COOKIE, SESSION_COOKIE, principal_of
-from llmlb.router.gateway.peers import by_trusted_proxy
+from llmlb.router.gateway.peers import is_https
 from llmlb.router.gateway.ports import Gateway
 from llmlb.router.identity.office import IDLE_S, RENEW_S, Login
 
@@ -20,16 +20,9 @@ log = logging.getLogger("llmlb.router.gateway.cookies")
 RENEW_WITHIN_S = 1.0
 
 
-def _is_https(request: Request) -> bool:
-    if request.scheme == "https":
-        return True
-    trusted = request.app.ctx.gateway.settings.trusted_proxies
-    return by_trusted_proxy(request, trusted) and request.headers.get("x-forwarded-proto", "").lower() == "https"
-
-
 def set_login(request: Request, response: HTTPResponse, login: Login) -> None:
     """Give the session to the browser. Strict: no other site's page sends the cookies along."""
-    secure = _is_https(request)
+    secure = is_https(request)
     for name, value, hidden in ((SESSION_COOKIE, login.token, True), (CSRF_COOKIE, login.csrf, False)):
         response.add_cookie(
             name, value, path="/", httponly=hidden, secure=secure, samesite="Strict", max_age=int(IDLE_S)
@@ -39,9 +32,7 @@ def set_login(request: Request, response: HTTPResponse, login: Login) -> None:
 def clear_login(request: Request, response: HTTPResponse) -> None:
     """Take the session from the browser."""
     for name, hidden in ((SESSION_COOKIE, True), (CSRF_COOKIE, False)):
-        response.add_cookie(
-            name, "", path="/", httponly=hidden, secure=_is_https(request), samesite="Strict", max_age=0
-        )
+        response.add_cookie(name, "", path="/", httponly=hidden, secure=is_https(request), samesite="Strict", max_age=0)
 
 
 async def renew(request: Request, response: Any) -> None:

@@ -7,6 +7,7 @@ Source of the types: OpenAI's API reference, "Error codes"; ``code`` is the reas
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import uuid
 from dataclasses import dataclass
@@ -14,10 +15,11 @@ from typing import Any
 
 import orjson
 from sanic import Request
-from sanic.exceptions import SanicException
-from sanic.response import HTTPResponse, raw
+from sanic.exceptions import MethodNotAllowed, SanicException
+from sanic.response import HTTPResponse, empty, raw
 
 from llmlb.bus import errors
+from llmlb.router.gateway.http_head import HttpRefused
 
 log = logging.getLogger("llmlb.router.gateway.http_errors")
 
@@ -49,6 +51,7 @@ ANSWERS: dict[type[errors.LlmlbError], Answer] = {
     errors.QueueFull: Answer(429, "rate_limit_error", RETRY_SOON_S),
     errors.NodeBusy: Answer(429, "rate_limit_error", RETRY_SOON_S),
     errors.RateLimited: Answer(429, "rate_limit_error", RETRY_SOON_S),
+    errors.HubUnavailable: Answer(503, "server_error", RETRY_LATER_S),
     errors.OutOfMemory: Answer(503, "server_error", RETRY_LATER_S),
     errors.OutOfDisk: Answer(503, "server_error", RETRY_LATER_S),
     errors.NodeError: Answer(500, "server_error"),
@@ -72,15 +75,18 @@ ANSWERS: dict[type[errors.LlmlbError], Answer] = {
 }
 
 # What Sanic itself refuses, before any handler of ours.
-_SANIC: dict[int, tuple[str, str, str]] = {
+SANIC: dict[int, tuple[str, str, str]] = {
     400: ("invalid_request_error", "invalid_request", "the request is not valid HTTP"),
     404: ("not_found_error", "not_found", "there is nothing at this address"),
     405: ("invalid_request_error", "method_not_allowed", "this address does not take this method"),
     408: ("timeout_error", "request_timeout", "the request did not arrive in time"),
     413: ("request_too_large", "request_too_large", "the request body is too large"),
+    414: ("invalid_request_error", "address_too_long", "the address is too long"),
     417: ("invalid_request_error", "expectation_failed", "the Expect header can't be met"),
     431: ("invalid_request_error", "headers_too_large", "the request headers are too large"),
+    501: ("invalid_request_error", "not_implemented", "this is not understood here"),
     503: ("server_error", "unavailable", "the server can't answer at the moment"),
+    505: ("invalid_request_error", "http_version_not_supported", "this version of HTTP is not spoken here"),
 }
 
 
@@ -114,6 +120,11 @@ _ANTHROPIC: dict[int, str] = {
 }
 
 
+def anthropic_type(status: int) -> str:
+    """The type of an error with this status, on the routes of Anthropic's API."""
+    return _ANTHROPIC.get(status) or ("invalid_request_error" if 400 <= status < 499 else "api_error")
+
+
 def speaks_anthropic(request: Request | None) -> bool:
     """True for the routes whose clients expect Anthropic's errors and headers."""
     return request is not None and (request.path == "/v1/messages" or request.path.startswith("/v1/messages/"))
@@ -135,7 +146,7 @@ def anthropic_body(status: int, body: dict[str, Any], request_id: str | None) ->
     message, param = error["message"], error["param"]
     if param and not message.startswith(param):
         message = f"{param}: {message}"
-    kind = _ANTHROPIC.get(status) or ("invalid_request_error" if 400 <= status < 499 else "api_error")
+    kind = anthropic_type(status)
     return {"type": "error", "error": {"type": kind, "message": message}, "request_id": request_id}
 
 
@@ -150,12 +161,30 @@ def _response(
 def to_response(error: errors.LlmlbError, request: Request | None = None) -> HTTPResponse:
     """The HTTP answer to an error, in the shape that the route's clients expect."""
     answer = answer_of(error)
-    # A limit knows when there is room again.
-    retry_after_s = error.retry_after_s if isinstance(error, errors.RateLimited) else answer.retry_after_s
+    # These know when there is room again.
+    retry_after_s = answer.retry_after_s
+    if isinstance(error, errors.RateLimited | errors.ModelDownloading | errors.HubUnavailable):
+        retry_after_s = error.retry_after_s
     headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
     if isinstance(error, errors.Unauthenticated):
         headers["WWW-Authenticate"] = "Bearer"  # RFC 9110: a 401 says what it wants
     return _response(answer.status, body_of(error), headers, request)
+
+
+_EVERYWHERE = "DELETE, GET, HEAD, OPTIONS, POST, PUT"
+
+
+def _methods(request: Request) -> str:
+    """What an address takes. HEAD goes where GET does, and OPTIONS everywhere.
+
+    Asked one by one: where several routes share an address, Sanic does not say.
+    """
+    methods = {"OPTIONS"}
+    for method in ("DELETE", "GET", "PATCH", "POST", "PUT"):
+        with contextlib.suppress(SanicException):
+            request.app.router.get(request.path, method, None)
+            methods |= {"GET", "HEAD"} if method == "GET" else {method}
+    return ", ".join(sorted(methods))
 
 
 def handle_exception(request: Request | None, error: Exception) -> HTTPResponse:
@@ -164,11 +193,18 @@ def handle_exception(request: Request | None, error: Exception) -> HTTPResponse:
         if answer_of(error).status >= 500:
             log.warning("request_failed reason=%s error=%r detail=%s", error.reason, error.message, error.detail)
         return to_response(error, request)
+    if request is not None and request.method == "OPTIONS" and request.path == "*":
+        return empty(headers={"allow": _EVERYWHERE})
+    if isinstance(error, MethodNotAllowed) and request is not None:
+        methods = _methods(request)
+        if request.method == "OPTIONS":
+            return empty(headers={"allow": methods})
+        error.headers = {"allow": methods}
     if isinstance(error, SanicException):
         status = error.status_code
-        kind, code, message = _SANIC.get(status, ("invalid_request_error", "invalid_request", str(error)))
-        if status == 413 and request is not None:
-            message = f"the request body is larger than {request.app.config.REQUEST_MAX_SIZE} bytes"
+        kind, code, message = SANIC.get(status, ("invalid_request_error", "invalid_request", str(error)))
+        if isinstance(error, HttpRefused):
+            message = error.text
         headers = {str(k): str(v) for k, v in (error.headers or {}).items()}
         body = {"error": {"message": message, "type": kind, "param": None, "code": code}}
         return _response(status, body, headers, request)

@@ -31,60 +31,77 @@ class _Body(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class LoginBody(_Body):
+class LoginBody(_Body, json_schema_extra={"examples": [{"name": "alice", "password": "correct horse"}]}):
     """POST /v0/auth/login."""
 
-    name: StrictStr = Field(max_length=MAX_TEXT)
-    password: StrictStr = Field(max_length=MAX_LENGTH)
+    name: StrictStr = Field(max_length=MAX_TEXT, description="of the user")
+    password: StrictStr = Field(max_length=MAX_LENGTH, description="8 characters at least, for a new one")
 
 
-class RegisterBody(LoginBody):
+class RegisterBody(
+    LoginBody, json_schema_extra={"examples": [{"code": "inv_…", "name": "bob", "password": "correct horse"}]}
+):
     """POST /v0/auth/register."""
 
-    code: StrictStr = Field(max_length=MAX_TEXT)
+    code: StrictStr = Field(max_length=MAX_TEXT, description="of an invitation")
 
 
 class OwnPasswordBody(_Body):
     """POST /v0/auth/password."""
 
-    old_password: StrictStr = Field(max_length=MAX_LENGTH)
-    password: StrictStr = Field(max_length=MAX_LENGTH)
+    old_password: StrictStr = Field(max_length=MAX_LENGTH, description="the one until now")
+    password: StrictStr = Field(max_length=MAX_LENGTH, description="the one from now on")
 
 
-class UserBody(LoginBody):
+class UserBody(
+    LoginBody, json_schema_extra={"examples": [{"name": "bob", "password": "correct horse", "role": "viewer"}]}
+):
     """POST /v0/users."""
 
-    role: StrictStr = Field(default="viewer", max_length=MAX_TEXT)
+    role: StrictStr = Field(default="viewer", max_length=MAX_TEXT, description="admin or viewer")
 
 
-class RoleBody(_Body):
+class RoleBody(_Body, json_schema_extra={"examples": [{"role": "admin"}]}):
     """PUT /v0/users/<name>/role."""
 
-    role: StrictStr = Field(max_length=MAX_TEXT)
+    role: StrictStr = Field(max_length=MAX_TEXT, description="admin or viewer")
 
 
 class PasswordBody(_Body):
     """PUT /v0/users/<name>/password."""
 
-    password: StrictStr = Field(max_length=MAX_LENGTH)
+    password: StrictStr = Field(max_length=MAX_LENGTH, description="the one from now on")
 
 
-class InvitationBody(_Body):
+class InvitationBody(_Body, json_schema_extra={"examples": [{"role": "viewer"}]}):
     """POST /v0/users/invitations."""
 
-    role: StrictStr = Field(default="viewer", max_length=MAX_TEXT)
-    expires_in_s: float = Field(default=WEEK_S, gt=0, le=4 * WEEK_S)
+    role: StrictStr = Field(default="viewer", max_length=MAX_TEXT, description="of the user it makes: admin or viewer")
+    expires_in_s: float = Field(default=WEEK_S, gt=0, le=4 * WEEK_S, description="seconds; four weeks at most")
 
 
-class KeyBody(_Body):
+class KeyBody(
+    _Body,
+    json_schema_extra={
+        "examples": [{"name": "editor", "permissions": ["inference", "models.read"], "expires_in_days": 70}]
+    },
+):
     """POST /v0/keys."""
 
-    name: StrictStr = Field(max_length=MAX_TEXT)
-    permissions: tuple[StrictStr, ...] = Field(default=("inference", "models.read"), max_length=16)
-    expires_in_days: StrictInt | None = None
-    requests_per_minute: StrictInt | None = Field(default=None, ge=1, le=MAX_LIMIT)
-    tokens_per_minute: StrictInt | None = Field(default=None, ge=1, le=MAX_LIMIT)
-    concurrency: StrictInt | None = Field(default=None, ge=1, le=MAX_LIMIT)
+    name: StrictStr = Field(max_length=MAX_TEXT, description="what it is for: 1 to 64 of A-Z a-z 0-9 . _ @ -")
+    permissions: tuple[StrictStr, ...] = Field(
+        default=("inference", "models.read"),
+        max_length=16,
+        description="of inference, models.read, registry, nodes, logs, metrics, users",
+    )
+    expires_in_days: StrictInt | None = Field(default=None, description="3, 7, 21 or 70; left out: never")
+    requests_per_minute: StrictInt | None = Field(default=None, ge=1, le=MAX_LIMIT, description="left out: any number")
+    tokens_per_minute: StrictInt | None = Field(
+        default=None, ge=1, le=MAX_LIMIT, description="of prompts and answers; left out: any number"
+    )
+    concurrency: StrictInt | None = Field(
+        default=None, ge=1, le=MAX_LIMIT, description="requests at the same time; left out: any number"
+    )
 
     def limits(self) -> KeyLimits:
         return KeyLimits(
@@ -126,6 +143,10 @@ def _key(key: ApiKey) -> dict[str, Any]:
 
 @routes.post("/auth/login")
 async def login(request: Request) -> HTTPResponse:
+    """Log in with name and password.
+
+    The answer sets the cookies of a session. Many wrong passwords in a row are slowed down: 429.
+    """
     body = parse(LoginBody, request.body)
     made = await _office(request).login(body.name, body.password, _peer(request))
     response = _json({**_user(made.user), "csrf_token": made.csrf, "expires_at": made.expires_at})
@@ -135,6 +156,10 @@ async def login(request: Request) -> HTTPResponse:
 
 @routes.post("/auth/register")
 async def register(request: Request) -> HTTPResponse:
+    """Become a user, with an invitation's code.
+
+    The code is used up. Log in afterwards.
+    """
     body = parse(RegisterBody, request.body)
     made = await _office(request).register(body.code, body.name, body.password, _peer(request))
     return _json(_user(made), status=201)
@@ -142,6 +167,7 @@ async def register(request: Request) -> HTTPResponse:
 
 @routes.post("/auth/logout")
 async def logout(request: Request) -> HTTPResponse:
+    """End this session, on every gateway."""
     principal = principal_of(request)
     if principal.user is not None and principal.claims is not None:
         await _office(request).logout(principal.user, principal.claims.session_id)
@@ -152,6 +178,10 @@ async def logout(request: Request) -> HTTPResponse:
 
 @routes.post("/auth/password")
 async def own_password(request: Request) -> HTTPResponse:
+    """Change the password of whoever is logged in.
+
+    Every session of the user ends.
+    """
     user = principal_of(request).user
     if user is None:
         raise Forbidden("this changes the password of whoever is logged in; nobody is")
@@ -172,6 +202,7 @@ def _permissions(principal: Principal) -> tuple[str, ...]:
 
 @routes.get("/auth/me")
 async def me(request: Request) -> HTTPResponse:
+    """Who asks, and what they may."""
     principal = principal_of(request)
     user, key, claims = principal.user, principal.key, principal.claims
     body: dict[str, Any] = {
@@ -191,18 +222,27 @@ async def me(request: Request) -> HTTPResponse:
 
 @routes.get("/users")
 async def users(request: Request) -> HTTPResponse:
+    """All users."""
     found = sorted(_office(request).directory.people.users, key=lambda user: user.name)
     return _json({"users": [_user(user) for user in found]})
 
 
 @routes.post("/users")
 async def add_user(request: Request) -> HTTPResponse:
+    """Make a user.
+
+    The first one must be an admin; from then on everybody needs credentials.
+    """
     body = parse(UserBody, request.body)
     return _json(_user(await _office(request).add(body.name, body.role, body.password)), status=201)
 
 
 @routes.post("/users/invitations")
 async def invite(request: Request) -> HTTPResponse:
+    """Make an invitation.
+
+    Whoever has its code becomes a user, once.
+    """
     body = parse(InvitationBody, request.body)
     code, until = await _office(request).invite(body.role, principal_of(request).name, body.expires_in_s)
     return _json({"code": code, "role": body.role, "expires_at": until}, status=201)
@@ -210,17 +250,29 @@ async def invite(request: Request) -> HTTPResponse:
 
 @routes.delete("/users/<name:str>")
 async def remove_user(request: Request, name: str) -> HTTPResponse:
+    """Remove a user.
+
+    Their sessions end at once. The last admin can't be removed: 409.
+    """
     await _office(request).remove(unquote(name))
     return _json({"name": unquote(name)})
 
 
 @routes.put("/users/<name:str>/role")
 async def set_role(request: Request, name: str) -> HTTPResponse:
+    """Make a user an admin, or a viewer.
+
+    The last admin can't be made a viewer: 409.
+    """
     return _json(_user(await _office(request).set_role(unquote(name), parse(RoleBody, request.body).role)))
 
 
 @routes.put("/users/<name:str>/password")
 async def set_password(request: Request, name: str) -> HTTPResponse:
+    """Give a user another password.
+
+    Every session of the user ends.
+    """
     given = parse(PasswordBody, request.body).password
     return _json(_user(await _office(request).set_password(unquote(name), given)))
 
@@ -230,11 +282,19 @@ async def set_password(request: Request, name: str) -> HTTPResponse:
 
 @routes.get("/keys")
 async def keys(request: Request) -> HTTPResponse:
+    """All API keys.
+
+    The keys themselves are not stored anywhere.
+    """
     return _json({"keys": [_key(key) for key in _office(request).directory.list_keys()]})
 
 
 @routes.post("/keys")
 async def make_key(request: Request) -> HTTPResponse:
+    """Make an API key.
+
+    Its text is in this answer and nowhere else.
+    """
     body = parse(KeyBody, request.body)
     text, key = await _office(request).make_key(
         body.name, body.permissions, body.expires_in_days, body.limits(), principal_of(request).name
@@ -244,4 +304,8 @@ async def make_key(request: Request) -> HTTPResponse:
 
 @routes.delete("/keys/<key:str>")
 async def revoke_key(request: Request, key: str) -> HTTPResponse:
+    """Revoke an API key.
+
+    Every gateway refuses it within a second.
+    """
     return _json(_key(await _office(request).revoke_key(unquote(key))))

@@ -28,8 +28,9 @@ class Metered:
         """Streams under way of each call, by the call's identity."""
 
     def stream(self, request: InferRequest, call: Call | None = None) -> AsyncGenerator[Event, None]:
-        """As the dispatcher's. Raises what that does."""
-        meter = None if call is None or not call.key else self._directory.meter(call.key)
+        """As the dispatcher's. Raises what that does. Counting a prompt's tokens uses none."""
+        counted = call is not None and call.key and not request.count_only
+        meter = self._directory.meter(call.key) if call is not None and counted else None
         if call is None or meter is None:
             return self._inner.stream(request, call)
         return self._counted(request, call, meter)

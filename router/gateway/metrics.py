@@ -43,10 +43,13 @@ class BusState(Protocol):
 
 
 class HistoryState(Protocol):
-    """``llmlb.router.history.History``."""
+    """``llmlb.router.history_process.HistoryProcess``."""
 
-    written: int
-    skipped: int
+    @property
+    def written(self) -> int: ...
+
+    @property
+    def skipped(self) -> int: ...
 
     @property
     def up(self) -> bool: ...

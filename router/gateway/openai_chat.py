@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import secrets
 import time
 import uuid
 from abc import ABC, abstractmethod
@@ -13,6 +14,7 @@ from sanic import Blueprint, Request
 from sanic.response import HTTPResponse
 
 from llmlb.bus.errors import LlmlbError
+from llmlb.bus.messages.base import changed
 from llmlb.bus.messages.infer import Delta, End, InferRequest, Progress, TokenLogprob, ToolCallPiece, TopLogprob, Usage
 from llmlb.router.gateway import sse
 from llmlb.router.gateway.answers import Answer, respond, sign_of_life, usage_body
@@ -30,7 +32,7 @@ class _Shape(ABC):
     """What both surfaces share: ids, the usage event, one template a choice for every event of plain text."""
 
     def __init__(self, prefix: str, object: str, chunk_object: str, model: str, *, usage: bool) -> None:
-        self._id = f"{prefix}-{uuid.uuid4().hex}"
+        self._id = f"{prefix}-{secrets.token_hex(16)}"
         self._created = int(time.time())
         self._object = object
         self._chunk_object = chunk_object
@@ -224,14 +226,18 @@ def choices_of(request: InferRequest, count: int) -> list[InferRequest]:
     base = random.getrandbits(62) if seed is None else seed
     out = []
     for index in range(count):
-        sampling = request.sampling.model_copy(update={"seed": base + index})
+        sampling = changed(request.sampling, seed=base + index)
         request_id = request.request_id if not index else uuid.uuid4().hex
-        out.append(request.model_copy(update={"sampling": sampling, "request_id": request_id}))
+        out.append(changed(request, sampling=sampling, request_id=request_id))
     return out
 
 
 @routes.post("/v1/chat/completions")
 async def chat_completions(request: Request) -> HTTPResponse | None:
+    """Answer a conversation.
+
+    With `stream: true` as server-sent events.
+    """
     body = parse(ChatRequest, request.body)
     inner, images = body.request(inner_id(request))
     if images:
@@ -242,12 +248,16 @@ async def chat_completions(request: Request) -> HTTPResponse | None:
 
 @routes.post("/v1/completions")
 async def completions(request: Request) -> HTTPResponse | None:
+    """Go on with a text.
+
+    The older form, without roles and tools. With `stream: true` as server-sent events.
+    """
     body = parse(CompletionRequest, request.body)
-    first = body.request(uuid.uuid4().hex)
+    first = body.request(inner_id(request))
     prompts = body.prompts()
     inner: list[InferRequest] = []
-    for prompt in prompts:
-        one = first.model_copy(update={"prompt": prompt, "request_id": uuid.uuid4().hex})
+    for at, prompt in enumerate(prompts):
+        one = first.model_copy(update={"prompt": prompt, "request_id": uuid.uuid4().hex if at else first.request_id})
         inner += choices_of(one, body.choices())
     shape = CompletionShape(body.model, usage=body.usage_wanted())
     return await respond(request, inner, shape, stream=bool(body.stream), prompts=len(prompts))

@@ -15,7 +15,8 @@ from sanic.response import HTTPResponse, raw
 from llmlb.bus.errors import LlmlbError
 from llmlb.bus.messages.infer import Embedded, End
 from llmlb.router.gateway.calls import call_of, inner_id
-from llmlb.router.gateway.openai_schema import EmbeddingRequest, parse
+from llmlb.router.gateway.openai_embeddings_schema import EmbeddingRequest
+from llmlb.router.gateway.openai_schema import parse
 
 routes = Blueprint("openai_embeddings")
 
@@ -30,6 +31,7 @@ def _floats(vector: str) -> list[float]:
 
 @routes.post("/v1/embeddings")
 async def embeddings(request: Request) -> HTTPResponse:
+    """Turn texts into vectors."""
     body = parse(EmbeddingRequest, request.body)
     inner = body.request(inner_id(request))
     call = call_of(request, streamed=False)

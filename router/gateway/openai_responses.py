@@ -46,6 +46,10 @@ def _stored(request: Request) -> Stored:
 
 @routes.post("/v1/responses")
 async def create(request: Request) -> HTTPResponse | None:
+    """Answer items with items.
+
+    The answer is stored for 30 days unless `store` is false, and `previous_response_id` goes on from it.
+    """
     body = parse(ResponsesRequest, request.body)
     gateway: Gateway = request.app.ctx.gateway
     stored = _stored(request)
@@ -89,6 +93,7 @@ def _shortening(run: Run) -> Run:
 
 @routes.post("/v1/responses/input_tokens")
 async def input_tokens(request: Request) -> HTTPResponse:
+    """Count the tokens of an input, without an answer."""
     body = parse(CountBody, request.body)
     items = items_of(body.input)
     before = await _stored(request).before(body.previous_response_id)
@@ -101,6 +106,10 @@ async def input_tokens(request: Request) -> HTTPResponse:
 
 @routes.get("/v1/responses/<response_id:str>")
 async def retrieve(request: Request, response_id: str) -> HTTPResponse:
+    """A stored response.
+
+    Only the API key or user that made it sees it.
+    """
     if request.args.get("stream", "") in ("true", "1"):
         raise InvalidRequest("stream is not supported here: it is when a response is made", param="stream")
     found = await _stored(request).find(response_id)
@@ -109,12 +118,20 @@ async def retrieve(request: Request, response_id: str) -> HTTPResponse:
 
 @routes.delete("/v1/responses/<response_id:str>")
 async def delete(request: Request, response_id: str) -> HTTPResponse:
+    """Delete a stored response.
+
+    Conversations that go on from it can't be gone on with.
+    """
     await _stored(request).delete(response_id)
     return _json({"id": response_id, "object": "response", "deleted": True})
 
 
 @routes.post("/v1/responses/<response_id:str>/cancel")
 async def cancel(request: Request, response_id: str) -> HTTPResponse:
+    """Cancel a response that runs in the background.
+
+    None does: this is always refused.
+    """
     await _stored(request).find(response_id)
     raise InvalidRequest("only a response in the background can be cancelled", param="response_id")
 

@@ -22,6 +22,7 @@ from llmlb.router.gateway.openai_schema import (
     json_text,
     refuse,
 )
+from llmlb.router.gateway.parts_schema import FunctionTool, ItemIn
 
 EFFORTS = {"minimal": False, "none": False, "low": True, "medium": True, "high": True, "xhigh": True, "max": True}
 """Whether a model that can think is to."""
@@ -31,39 +32,63 @@ _INCLUDED = frozenset({LOGPROBS, "reasoning.encrypted_content"})
 MAX_METADATA = 16
 
 
-class ReasoningBody(Body):
-    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
-    summary: Literal["auto", "concise", "detailed"] | None = None
-    generate_summary: Literal["auto", "concise", "detailed"] | None = None
+class ResponsesReasoning(Body):
+    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = Field(
+        default=None, description="none and minimal switch thinking off"
+    )
+    summary: Literal["auto", "concise", "detailed"] | None = Field(
+        default=None, description="thinking is shown as a summary: its own text"
+    )
+    generate_summary: Literal["auto", "concise", "detailed"] | None = Field(
+        default=None, description="older name of `summary`"
+    )
 
 
-class FormatBody(Body):
-    type: Literal["text", "json_object", "json_schema"]
-    name: StrictStr | None = None
-    description: StrictStr | None = None
-    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
-    strict: StrictBool | None = None
+class ResponsesFormat(Body):
+    type: Literal["text", "json_object", "json_schema"] = Field(
+        description="text, any JSON object, or one of a schema; enforced"
+    )
+    name: StrictStr | None = Field(default=None, description="for people")
+    description: StrictStr | None = Field(default=None, description="for people")
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema", description="needed for `json_schema`")
+    strict: StrictBool | None = Field(default=None, description="without effect: the schema is always enforced")
 
 
-class TextBody(Body):
-    format: FormatBody | None = None
-    verbosity: Literal["low", "medium", "high"] | None = None
+class ResponsesText(Body):
+    format: ResponsesFormat | None = Field(default=None, description="not together with tools")
+    verbosity: Literal["low", "medium", "high"] | None = Field(default=None, description="without effect")
 
 
-class CountBody(Body):
+_COUNT_EXAMPLE: dict[str, Any] = {"model": "smollm2", "input": "Why is the sky blue?"}
+_EXAMPLE = {**_COUNT_EXAMPLE, "max_output_tokens": 64}
+
+
+class CountBody(Body, json_schema_extra={"examples": [_COUNT_EXAMPLE]}):
     """POST /v1/responses/input_tokens; and what both routes have."""
 
-    model: StrictStr = Field(min_length=1, max_length=MAX_MODEL_NAME)
-    input: StrictStr | list[Any] = Field(default_factory=list)
-    instructions: StrictStr | None = None
-    previous_response_id: StrictStr | None = Field(default=None, max_length=128)
-    tools: list[Any] | None = Field(default=None, max_length=MAX_TOOLS)
-    tool_choice: StrictStr | dict[str, Any] | None = None
-    parallel_tool_calls: StrictBool | None = None
-    reasoning: ReasoningBody | None = None
-    text: TextBody | None = None
-    truncation: Literal["auto", "disabled"] | None = None
-    conversation: Any = None
+    model: StrictStr = Field(
+        min_length=1, max_length=MAX_MODEL_NAME, description="a model of `/v1/models`, or an alias"
+    )
+    input: StrictStr | list[ItemIn] = Field(
+        default_factory=list, description="a text, or items: messages, function_call, function_call_output, reasoning"
+    )
+    instructions: StrictStr | None = Field(default=None, description="a system prompt for this answer alone")
+    previous_response_id: StrictStr | None = Field(
+        default=None, max_length=128, description="go on from this stored answer"
+    )
+    tools: list[FunctionTool] | None = Field(
+        default=None, max_length=MAX_TOOLS, description="functions; built-in tools are refused"
+    )
+    tool_choice: StrictStr | dict[str, Any] | None = Field(
+        default=None, description="`auto`, `none`, `required`, a function, or `allowed_tools`"
+    )
+    parallel_tool_calls: StrictBool | None = Field(default=None, description="false: one call in an answer at most")
+    reasoning: ResponsesReasoning | None = Field(default=None, description="how much to think, and how it is shown")
+    text: ResponsesText | None = Field(default=None, description="the form of the answer")
+    truncation: Literal["auto", "disabled"] | None = Field(
+        default=None, description="auto: what does not fit is tried again without its oldest turns"
+    )
+    conversation: Any = Field(default=None, description="refused: `previous_response_id` works")
 
     def sampling(self) -> Sampling:
         """For a count: a node that can't count makes one token, and says how many the prompt had."""
@@ -144,22 +169,28 @@ class CountBody(Body):
         return ResponseFormat(type="json_schema", json_schema=json_text(format.schema_, "text.format.schema"))
 
 
-class ResponsesRequest(CountBody):
+class ResponsesRequest(CountBody, json_schema_extra={"examples": [_EXAMPLE]}):
     """POST /v1/responses."""
 
-    max_output_tokens: StrictInt | None = Field(default=None, ge=1, le=2**31 - 1)
-    temperature: Number | None = Field(default=None, ge=0, le=2)
-    top_p: Number | None = Field(default=None, gt=0, le=1)
-    top_logprobs: StrictInt | None = Field(default=None, ge=0, le=20)
-    include: Annotated[list[StrictStr], Field(fail_fast=True)] | None = None
-    metadata: dict[str, Any] | None = None
-    store: StrictBool | None = None
-    stream: StrictBool | None = None
-    user: StrictStr | None = None
-    safety_identifier: StrictStr | None = None
-    prompt_cache_key: StrictStr | None = None
-    background: StrictBool | None = None
-    prompt: Any = None
+    max_output_tokens: StrictInt | None = Field(
+        default=None, ge=1, le=2**31 - 1, description="tokens of the answer at most, thinking included"
+    )
+    temperature: Number | None = Field(
+        default=None, ge=0, le=2, description="0: always the likeliest token; else the model's own"
+    )
+    top_p: Number | None = Field(default=None, gt=0, le=1, description="the likeliest tokens that make up this share")
+    top_logprobs: StrictInt | None = Field(default=None, ge=0, le=20, description="candidates for each token")
+    include: Annotated[list[StrictStr], Field(fail_fast=True)] | None = Field(
+        default=None, description="`message.output_text.logprobs`, `reasoning.encrypted_content`"
+    )
+    metadata: dict[str, Any] | None = Field(default=None, description="kept with the answer: 16 texts at most")
+    store: StrictBool | None = Field(default=None, description="false: the answer is not stored")
+    stream: StrictBool | None = Field(default=None, description="true: as server-sent events")
+    user: StrictStr | None = Field(default=None, description="without effect")
+    safety_identifier: StrictStr | None = Field(default=None, description="without effect")
+    prompt_cache_key: StrictStr | None = Field(default=None, description="without effect")
+    background: StrictBool | None = Field(default=None, description="refused: `stream` works")
+    prompt: Any = Field(default=None, description="refused: `instructions` works")
 
     def stored(self) -> bool:
         """Whether the answer is to be kept."""
@@ -197,7 +228,7 @@ class ResponsesRequest(CountBody):
         """What the answer says of its request."""
         format = self.text.format if self.text else None
         shown = {"type": "text"} if format is None else format.model_dump(by_alias=True, exclude_none=True)
-        reasoning = self.reasoning or ReasoningBody()
+        reasoning = self.reasoning or ResponsesReasoning()
         return {
             "background": False,
             "instructions": self.instructions,

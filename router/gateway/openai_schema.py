@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     StrictBool,
+    StrictFloat,
     StrictInt,
     StrictStr,
     ValidationError,
@@ -29,18 +29,12 @@ MAX_STOP = 4
 MAX_CHOICES = 128
 MAX_TOOLS = 128
 MAX_MESSAGES = 16_384
-MAX_INPUTS = 2048
 MAX_BIASES = 4096
 MAX_SHOWN = 200
 
 
-def _number(value: Any) -> Any:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError("must be a number")
-    return value
-
-
-Number = Annotated[float, BeforeValidator(_number)]
+Number = StrictFloat
+"""Takes integers too, and neither texts nor booleans."""
 
 
 class Body(BaseModel):
@@ -63,18 +57,20 @@ def json_text(value: Any, param: str) -> str:
 
 
 class StreamOptions(Body):
-    include_usage: StrictBool | None = None
+    include_usage: StrictBool | None = Field(
+        default=None, description="true: the last event has the usage, and no choices"
+    )
 
 
 class FunctionBody(Body):
-    name: StrictStr = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
-    description: StrictStr | None = None
-    parameters: dict[str, Any] | None = None
+    name: StrictStr = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="what the model calls it")
+    description: StrictStr | None = Field(default=None, description="what it does, for the model")
+    parameters: dict[str, Any] | None = Field(default=None, description="JSON schema of its arguments")
 
 
 class ToolBody(Body):
-    type: Literal["function"]
-    function: FunctionBody
+    type: Literal["function"] = Field(description="the one kind there is")
+    function: FunctionBody = Field(description="the function")
 
     def tool(self) -> Tool:
         """As the bus carries it."""
@@ -83,13 +79,15 @@ class ToolBody(Body):
 
 
 class SchemaBody(Body):
-    name: StrictStr | None = None
-    schema_: dict[str, Any] = Field(alias="schema")
+    name: StrictStr | None = Field(default=None, description="for people")
+    schema_: dict[str, Any] = Field(alias="schema", description="the JSON schema")
 
 
 class FormatBody(Body):
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: SchemaBody | None = None
+    type: Literal["text", "json_object", "json_schema"] = Field(
+        description="text, any JSON object, or one of a schema; enforced"
+    )
+    json_schema: SchemaBody | None = Field(default=None, description="needed for `json_schema`")
 
 
 _NEVER_NONE = ("presence_penalty", "frequency_penalty", "repeat_penalty")
@@ -97,21 +95,37 @@ _NEVER_NONE = ("presence_penalty", "frequency_penalty", "repeat_penalty")
 
 
 class _Generate(Body):
-    model: StrictStr = Field(min_length=1, max_length=MAX_MODEL_NAME)
-    temperature: Number | None = Field(default=None, ge=0, le=2)
-    top_p: Number | None = Field(default=None, gt=0, le=1)
-    top_k: StrictInt | None = Field(default=None, ge=0, le=1_000_000)
-    min_p: Number | None = Field(default=None, ge=0, le=1)
-    presence_penalty: Number | None = Field(default=None, ge=-2, le=2)
-    frequency_penalty: Number | None = Field(default=None, ge=-2, le=2)
-    repeat_penalty: Number | None = Field(default=None, gt=0, le=4)
-    seed: StrictInt | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
-    max_tokens: StrictInt | None = Field(default=None, ge=1, le=2**31 - 1)
-    stop: StrictStr | Annotated[list[StrictStr], Field(fail_fast=True)] | None = None
-    stream: StrictBool | None = None
-    stream_options: StreamOptions | None = None
-    n: StrictInt | None = Field(default=None, ge=1, le=MAX_CHOICES)
-    logit_bias: dict[str, Any] | None = None
+    model: StrictStr = Field(
+        min_length=1, max_length=MAX_MODEL_NAME, description="a model of `/v1/models`, or an alias"
+    )
+    temperature: Number | None = Field(
+        default=None, ge=0, le=2, description="0: always the likeliest token; else the model's own"
+    )
+    top_p: Number | None = Field(
+        default=None, gt=0, le=1, description="the likeliest tokens that make up this share; else the model's own"
+    )
+    top_k: StrictInt | None = Field(
+        default=None, ge=0, le=1_000_000, description="that many of the likeliest tokens; 0: all"
+    )
+    min_p: Number | None = Field(
+        default=None, ge=0, le=1, description="tokens at least so likely as this share of the likeliest one"
+    )
+    presence_penalty: Number | None = Field(default=None, ge=-2, le=2, description="against tokens that came already")
+    frequency_penalty: Number | None = Field(default=None, ge=-2, le=2, description="against tokens that came often")
+    repeat_penalty: Number | None = Field(default=None, gt=0, le=4, description="as llama.cpp has it; 1: off")
+    seed: StrictInt | None = Field(
+        default=None, ge=-(2**63), le=2**63 - 1, description="the same seed gives the same answer"
+    )
+    max_tokens: StrictInt | None = Field(
+        default=None, ge=1, le=2**31 - 1, description="tokens of the answer at most; else what the context has room for"
+    )
+    stop: StrictStr | Annotated[list[StrictStr], Field(fail_fast=True)] | None = Field(
+        default=None, description="texts that end the answer, 4 at most"
+    )
+    stream: StrictBool | None = Field(default=None, description="true: as server-sent events")
+    stream_options: StreamOptions | None = Field(default=None, description="only with `stream`")
+    n: StrictInt | None = Field(default=None, ge=1, le=MAX_CHOICES, description="answers wanted, to each prompt")
+    logit_bias: dict[str, Any] | None = Field(default=None, description="token id to bias, -100 to 100")
 
     def stops(self) -> tuple[str, ...]:
         """Raises InvalidRequest."""
@@ -183,23 +197,42 @@ def refuse(field: str, given: bool, instead: str | None) -> None:
         raise InvalidRequest(f"{field} is not supported{more}", param=field)
 
 
-class ChatRequest(_Generate):
+_CHAT_EXAMPLE: dict[str, Any] = {
+    "model": "smollm2",
+    "max_tokens": 64,
+    "messages": [{"role": "user", "content": "Why is the sky blue?"}],
+}
+
+
+class ChatRequest(_Generate, json_schema_extra={"examples": [_CHAT_EXAMPLE]}):
     """POST /v1/chat/completions."""
 
-    messages: list[InputMessage] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
-    max_completion_tokens: StrictInt | None = Field(default=None, ge=1, le=2**31 - 1)
-    tools: list[ToolBody] | None = Field(default=None, max_length=MAX_TOOLS, fail_fast=True)
-    tool_choice: StrictStr | dict[str, Any] | None = None
-    parallel_tool_calls: StrictBool | None = None
-    functions: list[Any] | None = None
-    response_format: FormatBody | None = None
-    logprobs: StrictBool | None = None
-    top_logprobs: StrictInt | None = Field(default=None, ge=0, le=20)
-    think: StrictBool | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
-    modalities: list[Any] | None = None
-    audio: Any = None
-    prediction: Any = None
+    messages: list[InputMessage] = Field(
+        min_length=1, max_length=MAX_MESSAGES, fail_fast=True, description="the conversation, oldest first"
+    )
+    max_completion_tokens: StrictInt | None = Field(
+        default=None, ge=1, le=2**31 - 1, description="as `max_tokens`; goes before it"
+    )
+    tools: list[ToolBody] | None = Field(
+        default=None, max_length=MAX_TOOLS, fail_fast=True, description="functions that the model may call"
+    )
+    tool_choice: StrictStr | dict[str, Any] | None = Field(
+        default=None, description='`none`, `auto`, `required`, or `{"type": "function", "function": {"name": "…"}}`'
+    )
+    parallel_tool_calls: StrictBool | None = Field(default=None, description="false: one call in an answer at most")
+    functions: list[Any] | None = Field(default=None, description="refused: `tools` works")
+    response_format: FormatBody | None = Field(default=None, description="not together with tools")
+    logprobs: StrictBool | None = Field(default=None, description="true: with the log probability of each token")
+    top_logprobs: StrictInt | None = Field(
+        default=None, ge=0, le=20, description="candidates for each token; only with `logprobs`"
+    )
+    think: StrictBool | None = Field(
+        default=None, description="whether a model that can think is to; else as its template has it"
+    )
+    chat_template_kwargs: dict[str, Any] | None = Field(default=None, description="handed to the model's chat template")
+    modalities: list[Any] | None = Field(default=None, description='`["text"]`; all else is refused')
+    audio: Any = Field(default=None, description="refused")
+    prediction: Any = Field(default=None, description="refused")
 
     def limit(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
@@ -214,7 +247,7 @@ class ChatRequest(_Generate):
         self.check()
         images: list[ImageAddress] = []
         messages = tuple(message.message(index, images) for index, message in enumerate(self.messages))
-        if sum(part.type == "image" for message in messages for part in message.parts) > MAX_IMAGES:
+        if sum(part.type == "image" for message in messages if message.parts for part in message.parts) > MAX_IMAGES:
             raise InvalidRequest(f"messages: at most {MAX_IMAGES} images", param="messages")
         choice, tool_name = self._tool_choice()
         request = InferRequest(
@@ -229,7 +262,9 @@ class ChatRequest(_Generate):
             parallel_tool_calls=self.parallel_tool_calls is not False,
             response_format=self._format(),
             think=self.think,
-            template_kwargs=json_text(self.chat_template_kwargs or {}, "chat_template_kwargs"),
+            template_kwargs=json_text(self.chat_template_kwargs, "chat_template_kwargs")
+            if self.chat_template_kwargs
+            else "{}",
         )
         return request, images
 
@@ -274,14 +309,17 @@ class ChatRequest(_Generate):
         refuse("prediction", self.prediction is not None, None)
 
 
-class CompletionRequest(_Generate):
+_COMPLETION_EXAMPLE = {"model": "smollm2", "max_tokens": 64, "prompt": "The sky is blue because"}
+
+
+class CompletionRequest(_Generate, json_schema_extra={"examples": [_COMPLETION_EXAMPLE]}):
     """POST /v1/completions."""
 
-    prompt: StrictStr | list[Any] | None = None
-    best_of: StrictInt | None = None
-    echo: StrictBool | None = None
-    suffix: StrictStr | None = None
-    logprobs: StrictInt | None = Field(default=None, ge=0, le=5)
+    prompt: StrictStr | list[Any] | None = Field(default=None, description="a text to go on from, or a list of them")
+    best_of: StrictInt | None = Field(default=None, description="refused, but for 1")
+    echo: StrictBool | None = Field(default=None, description="refused, but for false")
+    suffix: StrictStr | None = Field(default=None, description="refused, but for an empty one")
+    logprobs: StrictInt | None = Field(default=None, ge=0, le=5, description="candidates for each token")
 
     def alternatives(self) -> int | None:
         return self.logprobs
@@ -314,54 +352,6 @@ class CompletionRequest(_Generate):
         refuse("best_of", self.best_of not in (None, 1), "only best_of=1")
         refuse("echo", bool(self.echo), None)
         refuse("suffix", bool(self.suffix), None)
-
-
-class EmbeddingRequest(Body):
-    """POST /v1/embeddings."""
-
-    model: StrictStr = Field(min_length=1, max_length=MAX_MODEL_NAME)
-    input: StrictStr | list[Any]
-    encoding_format: Literal["float", "base64"] | None = None
-    dimensions: StrictInt | None = None
-    truncate: StrictBool | None = None
-
-    def request(self, request_id: str) -> InferRequest:
-        """As the bus carries it. Raises InvalidRequest."""
-        refuse("dimensions", self.dimensions is not None, "the model's own size")
-        inputs = self._inputs()
-        if not inputs:
-            raise InvalidRequest("input: must not be empty", param="input")
-        for index, one in enumerate(inputs):
-            if not one:
-                raise InvalidRequest(f"input.{index}: must not be empty", param=f"input.{index}")
-        return InferRequest(
-            request_id=request_id,
-            model=self.model,
-            kind="embedding",
-            inputs=tuple(inputs),
-            truncate=bool(self.truncate),
-        )
-
-    def _inputs(self) -> list[str | tuple[int, ...]]:
-        if isinstance(self.input, str):
-            return [self.input]
-        if self.input and all(_is_token(one) for one in self.input):
-            return [tuple(self.input)]
-        if len(self.input) > MAX_INPUTS:
-            raise InvalidRequest(f"input: at most {MAX_INPUTS} inputs", param="input")
-        inputs: list[str | tuple[int, ...]] = []
-        for index, one in enumerate(self.input):
-            if isinstance(one, str):
-                inputs.append(one)
-            elif isinstance(one, list) and all(_is_token(token) for token in one):
-                inputs.append(tuple(one))
-            else:
-                raise InvalidRequest(f"input.{index}: must be a text or a list of token ids", param=f"input.{index}")
-        return inputs
-
-
-def _is_token(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
 
 
 B = TypeVar("B", bound=BaseModel)

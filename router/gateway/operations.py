@@ -13,6 +13,7 @@ routes = Blueprint("operations")
 
 @routes.get("/")
 async def root(request: Request) -> HTTPResponse:
+    """What this is, and which version."""
     gateway = request.app.ctx.gateway
     body = {"name": "llmlb", "role": gateway.role, "version": gateway.version, "api": "/v1"}
     return raw(orjson.dumps(body), content_type="application/json")
@@ -20,6 +21,10 @@ async def root(request: Request) -> HTTPResponse:
 
 @routes.get("/health")
 async def health(request: Request) -> HTTPResponse:
+    """Alive.
+
+    Says nothing of the bus; see `/ready`.
+    """
     gateway = request.app.ctx.gateway
     body = {"status": "ok", "role": gateway.role, "version": gateway.version}
     return raw(orjson.dumps(body), content_type="application/json")
@@ -27,6 +32,10 @@ async def health(request: Request) -> HTTPResponse:
 
 @routes.get("/ready")
 async def ready(request: Request) -> HTTPResponse:
+    """Ready to serve.
+
+    503 while it is not: the bus is away, or, of `llmlb serve`, its own node has not come up yet.
+    """
     if not request.app.ctx.gateway.readiness.ready:
         raise BusDown("the bus is not reachable at the moment")
     return raw(orjson.dumps({"status": "ready"}), content_type="application/json")
@@ -34,6 +43,10 @@ async def ready(request: Request) -> HTTPResponse:
 
 @routes.get("/metrics")
 async def metrics(request: Request) -> HTTPResponse:
+    """Metrics for Prometheus.
+
+    OpenMetrics where the `Accept` header asks for it.
+    """
     exposition = request.app.ctx.gateway.metrics
     if exposition is None:
         raise NotFound("this gateway has no metrics")

@@ -94,18 +94,44 @@ def _is_own_host(host: str) -> bool:
     return "." not in name or name == _own_name() or name.endswith(".localhost") or _address(name) is not None
 
 
-def is_own_page(request: Request) -> bool:
+def host_of(request: Request) -> str:
+    """The host that the client asked: what a trusted proxy says it was, else the Host header."""
+    trusted = request.app.ctx.gateway.settings.trusted_proxies
+    if trusted and by_trusted_proxy(request, trusted) and (said := _last(request, "x-forwarded-host")):
+        return said
+    return str(request.headers.get("host", ""))
+
+
+def is_https(request: Request) -> bool:
+    """The client speaks HTTPS: to us, or to a trusted proxy that says so."""
+    if request.scheme == "https":
+        return True
+    trusted = request.app.ctx.gateway.settings.trusted_proxies
+    return by_trusted_proxy(request, trusted) and _first(request, "x-forwarded-proto").lower() == "https"
+
+
+def _first(request: Request, name: str) -> str:
+    """Of a header that each proxy of a chain adds to: what the one next to the client said."""
+    return str(request.headers.get(name, "")).split(",", 1)[0].strip()
+
+
+def _last(request: Request, name: str) -> str:
+    """What the one next to us said: the only one whose word is certain."""
+    return ",".join(request.headers.getall(name, [])).rsplit(",", 1)[-1].strip()
+
+
+def is_own_page(request: Request, *, listed: bool = False) -> bool:
     """False when a page of another site makes a browser on this machine ask.
 
     The host must be an address, this machine's name, or a name without dots, which nobody can own (one that somebody
-    owns may lead here: DNS rebinding); and a page's origin must be that same host. Source of the first rule: Ollama,
-    ``server/routes.go``, ``allowedHostsMiddleware``.
+    owns may lead here: DNS rebinding); and a page's origin must be that same host, or ``listed``: one that the
+    operator named. Source of the first rule: Ollama, ``server/routes.go``, ``allowedHostsMiddleware``.
     """
-    host = request.headers.get("host", "")
+    host = host_of(request)
     try:
         if not _is_own_host(host):
             return False
         origin = request.headers.get("origin")
-        return origin is None or urlsplit(origin).netloc.lower() == host.lower()
+        return origin is None or listed or urlsplit(origin).netloc.lower() == host.lower()
     except ValueError:
         return False

@@ -6,6 +6,20 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from llmlb.bus.messages.hub import (
+    CancelClusterTask,
+    CatalogPage,
+    ClusterTaskList,
+    ClusterTasksCancelled,
+    DeleteModel,
+    DownloadModel,
+    DownloadStarted,
+    HubModelList,
+    ModelDeleted,
+    ModelRegistered,
+    RegisterModel,
+    SearchCatalog,
+)
 from llmlb.bus.messages.infer import Delta, Embedded, End, InferRequest, Progress
 from llmlb.bus.messages.models import ModelDetails, ModelList, ModelRemoved, ModelStopped, RunningList
 from llmlb.bus.messages.pulls import PullStarted, TaskCancelled, TaskList
@@ -57,6 +71,24 @@ class RouterOps(Protocol):
     async def remove(self, node: str) -> NodeChanged: ...
 
     async def make_join_token(self, request: MakeJoinToken) -> JoinTokenMade: ...
+
+
+class ModelOps(Protocol):
+    """The models of the cluster. See ``llmlb.router.hub.hub.ModelHub``."""
+
+    def models(self) -> HubModelList: ...
+
+    async def search(self, request: SearchCatalog) -> CatalogPage: ...
+
+    async def register(self, request: RegisterModel) -> ModelRegistered: ...
+
+    async def delete(self, request: DeleteModel) -> ModelDeleted: ...
+
+    async def download(self, request: DownloadModel) -> DownloadStarted: ...
+
+    def tasks(self, wanted: str | None = None) -> ClusterTaskList: ...
+
+    async def cancel(self, request: CancelClusterTask) -> ClusterTasksCancelled: ...
 
 
 class NodeOps(Protocol):
@@ -123,6 +155,7 @@ class Gateway:
     router_ops: RouterOps | None
     node_ops: NodeOps | None
     node_id: str | None
+    model_ops: ModelOps | None = None
     history: History | None = None
     metrics: MetricsText | None = None
     responses: Responses | None = None

@@ -136,6 +136,10 @@ def _json(body: object) -> HTTPResponse:
 
 @routes.get("/requests")
 async def requests(request: Request) -> HTTPResponse:
+    """Past requests, newest first.
+
+    Those of the last 7 days, without what was said.
+    """
     wanted = parse_filter(dict(request.get_args(keep_blank_values=True)))
     rows, more = await _history(request).find(wanted)
     cursor = f"{rows[-1]['started_at']!r}~{rows[-1]['request_id']}" if more and rows else None
@@ -144,6 +148,10 @@ async def requests(request: Request) -> HTTPResponse:
 
 @routes.get("/requests/<request_id:str>")
 async def one(request: Request, request_id: str) -> HTTPResponse:
+    """One past request, with what was said.
+
+    Images are cut out, and texts end after 64 KiB.
+    """
     found = await _history(request).get(request_id)
     if found is None:
         raise NotFound(f"no request has the id '{request_id[:128]}'", param="request_id")

@@ -21,6 +21,7 @@ from llmlb.bus.tasks import Background
 from llmlb.router.identity import signed
 from llmlb.router.identity.book import digest_of
 from llmlb.router.identity.limits import Meter, unlimited
+from llmlb.router.identity.sharing import Sharing
 from llmlb.router.mirror import Mirror
 
 log = logging.getLogger("llmlb.router.identity")
@@ -50,14 +51,17 @@ class Directory:
         self._used: dict[str, float] = {}
         """When keys were used, until that is written: as many as there are keys."""
         self._meters: dict[str, Meter] = {}
+        self._sharing = Sharing(bus, self._meters)
         self._background = Background("identity")
 
     async def start(self) -> None:
         """Read everything if that is possible within 3 s; from then on follow."""
         await self.mirror.start()
+        self._sharing.start()
         self._background.start(self._write_used(), "used")
 
     async def close(self) -> None:
+        await self._sharing.close()
         await self._background.close()
         await self.mirror.close()
 
@@ -107,7 +111,10 @@ class Directory:
         if unlimited(key.limits):
             self._meters.pop(key_id, None)
         else:
-            self._meters.setdefault(key_id, Meter()).set(key.limits, time.monotonic())
+            meter = self._meters.get(key_id)
+            if meter is None:
+                meter = self._meters[key_id] = Meter(lambda: self._sharing.changed(key_id))
+            meter.set(key.limits, time.monotonic())
 
     def _set_sessions(self, user_id: str, sessions: tuple[Session, ...]) -> None:
         self._sessions = {sid: entry for sid, entry in self._sessions.items() if entry[0] != user_id}

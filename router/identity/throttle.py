@@ -5,6 +5,7 @@ Each gateway process counts for itself. An attempt counts when it begins, so tha
 
 from __future__ import annotations
 
+import ipaddress
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -66,35 +67,56 @@ class Throttle:
             seen.count, seen.until = max(0, seen.count - 1), 0.0
 
 
+IPV6_PREFIX = 64
+"""Bits of an IPv6 address that count: whoever has one address has the 2^64 that share them. Source: RFC 6177."""
+
+
+def _network(peer: str) -> str:
+    """What a peer is counted as: its address, of IPv6 the network."""
+    if ":" not in peer:
+        return peer
+    try:
+        address = ipaddress.IPv6Address(peer.split("%", 1)[0])
+    except ValueError:
+        return peer
+    mapped = address.ipv4_mapped
+    return str(mapped or ipaddress.IPv6Network((address, IPV6_PREFIX), strict=False))
+
+
 class Logins:
     """Attempts to log in: by a peer at one name, by a peer at any, and at one name by anybody.
 
     The last one stops guessing from many addresses, and is loose, so that nobody locks another one out by five typos.
+    An empty name is that of everybody who registers: it is not counted, or one could keep all others out.
     """
 
     def __init__(self) -> None:
         self._kinds = (Throttle(5), Throttle(20), Throttle(50))
 
-    @staticmethod
-    def _whos(name: str, peer: str) -> tuple[str, str, str]:
-        return f"{peer} {name}", peer, name
+    def _counted(self, name: str, peer: str) -> list[tuple[Throttle, str]]:
+        peer = _network(peer)
+        at_name, anywhere, by_anybody = self._kinds
+        counted = [(at_name, f"{peer} {name}"), (anywhere, peer)]
+        return [*counted, (by_anybody, name)] if name else counted
 
     def begin(self, name: str, peer: str, now: float) -> float:
         """0, and the attempt is counted; or how many seconds to wait, and it is not."""
-        whos = self._whos(name, peer)
-        wait_s = max(kind.wait_s(who, now) for kind, who in zip(self._kinds, whos, strict=True))
+        counted = self._counted(name, peer)
+        wait_s = max(kind.wait_s(who, now) for kind, who in counted)
         if wait_s <= 0:
-            for kind, who in zip(self._kinds, whos, strict=True):
+            for kind, who in counted:
                 kind.began(who, now)
         return wait_s
 
     def failed(self, name: str, peer: str, now: float) -> None:
         """The attempt was wrong."""
-        for kind, who in zip(self._kinds, self._whos(name, peer), strict=True):
+        for kind, who in self._counted(name, peer):
             kind.failed(who, now)
 
     def succeeded(self, name: str, peer: str) -> None:
         """The attempt was right. What the peer failed at with other names is not forgotten but for this attempt."""
-        self._kinds[0].succeeded(f"{peer} {name}")
-        self._kinds[2].succeeded(name)
-        self._kinds[1].undo(peer)
+        for kind, who in self._counted(name, peer):
+            if kind is self._kinds[1]:
+                kind.undo(who)
+            else:
+                kind.succeeded(who)

@@ -1,6 +1,7 @@
 """``make bench``: what llmlb costs beside others, as ratios in one run. Not a timed test: it prints tables with bars.
 
-Three parts: the engine beside llama.cpp's own server, the router beside other routers, pulls beside curl.
+The engine beside llama.cpp's own server, the router beside other routers, pulls beside curl, the command line, and
+the catalog of models.
 """
 
 from __future__ import annotations
@@ -14,12 +15,19 @@ import time
 from pathlib import Path
 from types import ModuleType
 
-from tests.bench import engine_bench, pull_bench, report, router_bench
+from tests.bench import cli_bench, engine_bench, gateway_bench, hub_bench, pull_bench, report, router_bench
 
 log = logging.getLogger("tests.bench")
 
 DOCUMENT = Path("docs/benchmarks.md")
-PARTS: dict[str, ModuleType] = {"engine": engine_bench, "pull": pull_bench, "router": router_bench}
+PARTS: dict[str, ModuleType] = {
+    "engine": engine_bench,
+    "pull": pull_bench,
+    "router": router_bench,
+    "gateway": gateway_bench,
+    "cli": cli_bench,
+    "hub": hub_bench,
+}
 
 
 def parse_arguments() -> argparse.Namespace:

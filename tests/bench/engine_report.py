@@ -16,7 +16,7 @@ GROWTH_LIMIT_MB = 5
 
 @dataclass(frozen=True)
 class Figure:
-    """A row of the table. ``bar``: what our median divided by llama-server's must reach."""
+    """A row of the table. ``bar``: what the median of the pairs' ratios, ours by llama-server's, must reach."""
 
     name: str
     unit: str
@@ -45,7 +45,7 @@ FIGURES = {
 
 
 def figures_table(results: Results) -> str:
-    """Medians, their ratio, and what it must reach."""
+    """Medians, the median of the pairs' ratios, and what it must reach."""
     lines = [
         "| figure | unit | llmlb | llama-server | ratio | must reach | | pairs from, to | engine alone |",
         "|---|---|---:|---:|---:|---|---|---|---:|",
@@ -54,9 +54,9 @@ def figures_table(results: Results) -> str:
         ours, theirs, alone = (results[key].get(name, []) for name in (OURS, THEIRS, ALONE))
         cells = [figure.name, figure.unit, _median(ours), _median(theirs)]
         if theirs:
-            ratio = statistics.median(ours) / statistics.median(theirs) if any(theirs) else 0.0
-            holds = figure.holds(ratio)
             pairs = [a / b for a, b in zip(ours, theirs, strict=True) if b]
+            ratio = statistics.median(pairs) if pairs else 0.0
+            holds = figure.holds(ratio)
             sign = "≥" if figure.more_is_better else "≤"
             cells += [f"{ratio:.2f}" if ratio else "", f"{sign} {figure.bar:.2f}" if figure.bar else ""]
             cells += ["" if holds is None else "ok" if holds else "**not**"]
@@ -113,7 +113,8 @@ request, bytes kept with their arrival times and parsed when the answer is over.
   by the time from the first request to the last token.
 - *Worst gap*: four streams run, a 2,000-token prompt arrives; the longest time between two events of any stream from
   then until that prompt has its first token.
-- *Pairs*: lowest and highest ratio of single measurements next to each other. *Engine alone*: the same requests
+- *Ratio*: the median of the ratios of measurements next to each other, as the machine's speed changes by the minute;
+  *pairs*: the lowest and the highest of them. *Engine alone*: the same requests
   handed to llmlb's engine in a process of its own, without HTTP and bus.
 - llama-server runs without its second prompt cache in main memory (`--cache-ram 0`), which would cost it time here.
 - Memory is resident memory (`/proc/PID/smaps`). Short requests: 4 tokens each, 8 at a time.

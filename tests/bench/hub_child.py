@@ -10,12 +10,13 @@ import os
 import sys
 from pathlib import Path
 
-from tests.support.hub import Fault, HubFile, LocalHub, _CdnHandler
+from tests.support.hub import Fault, HubFile, LocalHub
+from tests.support.hub_server import CdnHandler
 
 PIECE = 1 << 20
 
 
-class FastCdn(_CdnHandler):
+class FastCdn(CdnHandler):
     """Sends with sendfile, so that the server is not what is measured. Without faults and budgets."""
 
     def _body(self, file: HubFile, start: int, end: int, fault: Fault) -> None:

@@ -385,7 +385,7 @@ async def test_a_node_of_another_machine_waits_for_approval(rig: Rig) -> None:
 @pytest.mark.parametrize("turns", [0, 1, 2, 3])
 async def test_a_cancellation_that_meets_a_reply_is_not_lost(turns: int) -> None:
     inbox = Inbox()
-    reader = asyncio.ensure_future(inbox.get(5))
+    reader = asyncio.ensure_future(inbox.get())
     await asyncio.sleep(0)
     inbox.put(Progress(request_id="r", seq=0, phase="prefill"))
     for _ in range(turns):  # somewhere between the reply and the reader's going on

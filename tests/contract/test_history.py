@@ -22,6 +22,7 @@ from llmlb.bus.settings import Settings
 from llmlb.bus.stream_reader import StreamReader
 from llmlb.bus.streams import ensure_streams
 from llmlb.router import history as history_module
+from llmlb.router import history_query, history_questions
 from llmlb.router import store as store_module
 from llmlb.router.gateway.app import GatewayServer, build_app
 from llmlb.router.gateway.ports import Gateway
@@ -307,14 +308,14 @@ async def test_old_rows_and_bodies_beyond_the_limit_are_forgotten(
 
 
 async def test_too_many_questions_at_once_are_refused(bus: Bus, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(history_module, "QUESTIONS_MAX", 3)
+    monkeypatch.setattr(history_questions, "QUESTIONS_MAX", 3)
     async with projecting(bus, path) as history:
         await send(bus, record(request_id="a"))
         await until(has(history, "a"))
         answers = await asyncio.gather(*(history.find(RequestFilter()) for _ in range(5)), return_exceptions=True)
         assert [isinstance(answer, QueueFull) for answer in answers] == [False] * 3 + [True] * 2
-        monkeypatch.setattr(history_module.history_query, "QUERY_TIMEOUT_S", -1.0)
-        monkeypatch.setattr(history_module.history_query, "_STEPS", 1)
+        monkeypatch.setattr(history_query, "QUERY_TIMEOUT_S", -1.0)
+        monkeypatch.setattr(history_query, "_STEPS", 1)
         with pytest.raises(DeadlineExceeded):
             await history.find(RequestFilter())
 

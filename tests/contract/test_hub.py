@@ -14,11 +14,10 @@ from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
 from huggingface_hub import errors as hf
 
 from llmlb.bus.errors import Forbidden, InvalidRequest, LlmlbError, ModelUnknown, PullFailed, Unauthenticated
+from llmlb.bus.hub_names import Wanted, parse_name
+from llmlb.bus.hub_plan import plan
 from llmlb.node.pull.hub import Hub, mapped
-from llmlb.node.pull.names import Wanted, parse_name
-from llmlb.node.pull.plan import plan
 from llmlb.node.pull.trouble import Backoff, Passing
-from llmlb.node.pull.wire import Wire
 from tests.support.hub import LocalHub
 
 GGUF = "tiny-Q4_K_M.gguf"
@@ -190,9 +189,3 @@ def test_every_error_of_the_library_is_mapped(has_token: bool) -> None:
             elif issubclass(cls, httpx2.TransportError):
                 assert isinstance(error, Passing) == (cls is not httpx2.UnsupportedProtocol)
     assert isinstance(mapped(hf.HFValidationError("x"), WANTED, "http://hub", has_token=has_token), InvalidRequest)
-
-
-def test_our_backend_is_under_httpx() -> None:
-    wire = Wire(connections=1, stall_s=1, connect_s=1)
-    assert wire.tuned, "httpx has changed inside: downloads work, but slower"
-    wire.close()

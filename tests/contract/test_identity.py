@@ -14,8 +14,16 @@ import pytest
 from llmlb.bus import subjects
 from llmlb.bus.buckets import read_bucket
 from llmlb.bus.connection import Bus
-from llmlb.bus.errors import BusError, Conflict, DeadlineExceeded, InvalidRequest, RateLimited, Unauthenticated
-from llmlb.bus.messages.identity import KeyLimits
+from llmlb.bus.errors import (
+    BusError,
+    Conflict,
+    DeadlineExceeded,
+    InvalidRequest,
+    NotFound,
+    RateLimited,
+    Unauthenticated,
+)
+from llmlb.bus.messages.identity import KeyLimits, User
 from llmlb.router.identity import passwords
 from llmlb.router.identity.book import digest_of
 from llmlb.router.identity.directory import Directory
@@ -148,6 +156,38 @@ async def test_an_invitation_used_twice_at_once_makes_one_user(gateways: Gateway
     await until(lambda: len(two.directory.people.users) == len(one.directory.people.users) == 2, "one user more")
     with pytest.raises(InvalidRequest):
         await one.register(code, "dave", PASSWORD, "p")
+
+
+async def test_of_twenty_that_use_an_invitation_at_once_one_becomes_a_user(gateways: Gateways) -> None:
+    offices = [await gateways.one() for _ in range(4)]
+    await offices[0].add("alice", "admin", PASSWORD)
+    code, _ = await offices[0].invite("admin", "alice", 60)
+    for office in offices:
+        await until(lambda office=office: office.directory.people.invitations, "the invitation is known")
+    made = await asyncio.gather(
+        *(offices[at % 4].register(code, f"user{at}", PASSWORD, f"peer{at}") for at in range(20)),
+        return_exceptions=True,
+    )
+    assert [type(each) for each in made].count(InvalidRequest) == 19, made
+    for office in offices:
+        await until(lambda office=office: len(office.directory.people.users) == 2, "one user more")
+        assert not office.directory.people.invitations
+
+
+async def test_admins_that_all_remove_and_demote_each_other_leave_one(gateways: Gateways) -> None:
+    offices = [await gateways.one() for _ in range(3)]
+    names = [f"admin{at}" for at in range(6)]
+    for name in names:
+        await offices[0].add(name, "admin", PASSWORD)
+    changes = [offices[at % 3].remove(name) for at, name in enumerate(names)]
+    changes += [offices[(at + 1) % 3].set_role(name, "viewer") for at, name in enumerate(names)]
+    done = await asyncio.gather(*changes, return_exceptions=True)
+    assert any(isinstance(each, Conflict) for each in done)
+    assert all(each is None or isinstance(each, Conflict | NotFound | User) for each in done), done
+    for office in offices:
+        await until(
+            lambda office=office: [user.role for user in office.directory.people.users].count("admin") == 1, "one admin"
+        )
 
 
 async def test_a_session_holds_on_every_gateway_until_its_logout_and_the_others_until_another_password(

@@ -13,13 +13,13 @@ import httpx2
 import pytest
 
 from llmlb.bus.errors import ConfigError, InvalidRequest, OutOfDisk, PullFailed
+from llmlb.bus.hub_names import Wanted, parse_name
+from llmlb.bus.hub_plan import MAX_FILES, RepoFile, plan
 from llmlb.bus.settings import Settings
 from llmlb.node.pull.download import HubSource, download
 from llmlb.node.pull.fetch import Limits
 from llmlb.node.pull.hub import Hub, mapped, public
-from llmlb.node.pull.names import Wanted, parse_name
 from llmlb.node.pull.partial import Partial
-from llmlb.node.pull.plan import MAX_FILES, RepoFile, plan
 from tests.support.hub import LocalHub
 
 WANTED = Wanted("own", "model")

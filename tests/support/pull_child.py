@@ -6,10 +6,10 @@ import asyncio
 import time
 from pathlib import Path
 
+from llmlb.bus.hub_names import parse_name
 from llmlb.bus.messages.pulls import PullProgress
 from llmlb.node.pull.hub import Hub
 from llmlb.node.pull.job import Means, PullJob
-from llmlb.node.pull.names import parse_name
 from llmlb.node.pull.room import Room
 from llmlb.node.store.installed import Installed, Store
 

@@ -47,6 +47,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--slots", type=int, default=64)
     parser.add_argument("--fault", action="append", type=parse_fault, default=[])
     parser.add_argument("--clock-skew-s", type=float, default=0.0)
+    parser.add_argument("--load-s", type=float, default=0.0)
+    parser.add_argument("--lazy", action="store_true", help="load a model when it is asked for")
     return parser.parse_args()
 
 
@@ -68,12 +70,13 @@ async def main(args: argparse.Namespace) -> None:
             context_length=1_000_000,
             answer_tokens=900_000,
             faults=tuple(args.fault),
+            load_s=args.load_s,
         )
         node = SimulatedNode(bus, spec, models=args.model, node_id=args.node_id)
         if args.clock_skew_s:
             skew(node, args.clock_skew_s)
         await node.start()
-        for model in args.model:
+        for model in () if args.lazy else args.model:
             node.pool.release(await node.pool.ready(node.catalog.resolve(model)))
         print(f"ready {args.node_id}", flush=True)
         await stop.wait()

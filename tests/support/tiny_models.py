@@ -95,7 +95,13 @@ def _add_bpe(writer: gguf.GGUFWriter, *, begin: bool) -> list[str]:
 
 
 def write_text_model(
-    path: Path, *, architecture: Architecture = "llama", context: int = CONTEXT, begin: bool = False, seed: int = 1
+    path: Path,
+    *,
+    architecture: Architecture = "llama",
+    context: int = CONTEXT,
+    begin: bool = False,
+    seed: int = 1,
+    template: str = TEMPLATE,
 ) -> Path:
     """A model that answers in printable ASCII and hardly ever ends before it has to."""
     writer = gguf.GGUFWriter(path, architecture)
@@ -111,7 +117,7 @@ def write_text_model(
     if architecture == "qwen2vl":
         writer.add_rope_dimension_sections([2, 3, 3, 0])
     tokens = _add_bpe(writer, begin=begin)
-    writer.add_chat_template(TEMPLATE)
+    writer.add_chat_template(template)
     weights = _Weights(writer, seed)
     weights.table("token_embd.weight", len(tokens), WIDTH)
     output = np.random.default_rng(seed + 1000).normal(0, 1, (len(tokens), WIDTH))

@@ -169,14 +169,14 @@ def test_a_wrong_address_is_answered_in_the_same_body(untouched: Process, method
     assert set(response.json()["error"]) == {"message", "type", "param", "code"}
 
 
-def test_a_body_of_10_mb_is_too_large(untouched: Process) -> None:
-    body = json.dumps(changed(messages=[{"role": "user", "content": "x" * 10_000_000}])).encode()
+def test_a_body_of_more_than_20_mb_is_too_large(untouched: Process) -> None:
+    body = json.dumps(changed(messages=[{"role": "user", "content": "x" * 20_000_000}])).encode()
     check(httpx.post(f"{untouched.url}/v1/chat/completions", content=body), 413, None)
 
 
-def test_a_body_of_10_mb_in_pieces_is_too_large(untouched: Process) -> None:
+def test_a_body_of_more_than_20_mb_in_pieces_is_too_large(untouched: Process) -> None:
     def pieces() -> Iterator[bytes]:
-        for _ in range(160):
+        for _ in range(310):
             yield b"x" * 65536
 
     try:

@@ -76,7 +76,8 @@ def test_show_and_its_five_options(served: Served) -> None:
 def test_an_unknown_model_is_exit_1_with_the_nearest_name(served: Served, command: str) -> None:
     done = node(served, command, "smollm")
     assert done.returncode == 1
-    assert done.stderr.strip() == "Error: model 'smollm' was not found; did you mean smollm2?"
+    how = " To pull a model: llmlb node pull owner/model" if command == "run" else ""
+    assert done.stderr.strip() == f"Error: model 'smollm' was not found; did you mean smollm2?{how}"
 
 
 def test_a_bad_name_is_exit_1(served: Served) -> None:

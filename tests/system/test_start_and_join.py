@@ -56,7 +56,7 @@ def test_serve_prints_lines_that_work_when_pasted_and_ctrl_c_ends_all_of_it(tmp_
         assert f"LLMLB_HOST=127.0.0.1:{process.node_port}" in block
         assert "node run smollm2" in block
         family = children(process.popen.pid)
-        assert len(family) == 2, "the bus and one engine worker"
+        assert len(family) == 3, "the bus, the history and one engine worker"
         process.popen.send_signal(signal.SIGINT)
         assert process.popen.wait(15) == 0
         assert not any(alive(pid) for pid in family)

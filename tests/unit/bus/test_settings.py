@@ -44,7 +44,7 @@ def test_sizes(text: str, size: int) -> None:
         ("LLMLB_AUTH", "maybe"),
         ("LLMLB_NUM_PARALLEL", "0"),
         ("LLMLB_DEBUG", "perhaps"),
-        ("LLMLB_MAX_BODY_BYTES", "lots"),
+        ("LLMLB_MAX_BODY", "lots"),
         ("LLMLB_HOST", "ftp://x"),
     ],
 )

@@ -110,6 +110,7 @@ class Gateway(BaseHTTPRequestHandler):
     """
 
     status = 200
+    llmlb_version: str | None = None
     body: bytes = json.dumps(DETAILS).encode()
     posted: bytes | None = None
     posted_type = "text/event-stream"
@@ -154,6 +155,8 @@ class Gateway(BaseHTTPRequestHandler):
     def _send(self, body: bytes, type: str, status: int | None = None) -> None:
         self.send_response(status or self.status)
         self.send_header("Content-Type", type)
+        if self.llmlb_version is not None:
+            self.send_header("X-Llmlb-Version", self.llmlb_version)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)

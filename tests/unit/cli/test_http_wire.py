@@ -182,6 +182,30 @@ def test_an_object_where_a_stream_was_asked_for_is_an_error(fake: Fake) -> None:
         pass
 
 
+def test_a_server_that_speaks_https_is_told_from_one_that_just_closes(tmp_path: Path) -> None:
+    made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days"]
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    subprocess.run([*made, "1", "-subj", "/CN=x", "-out", cert, "-keyout", key], check=True, capture_output=True)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(cert, key)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+
+        def serve() -> None:
+            for _ in range(2):  # the request, and the look at what it is
+                taken, _ = listening.accept()
+                try:
+                    context.wrap_socket(taken, server_side=True).close()
+                except OSError:
+                    taken.close()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with client(f"http://127.0.0.1:{port}") as gateway, pytest.raises(Unreachable, match="HTTPS; write https://"):
+            gateway.get("/", has="x")
+        thread.join(5)
+
+
 def test_a_certificate_nobody_vouches_for_is_refused_and_a_known_one_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,7 +231,7 @@ def test_a_certificate_nobody_vouches_for_is_refused_and_a_known_one_is_not(
         thread = threading.Thread(target=serve)
         thread.start()
         with client(f"https://localhost:{port}") as gateway:
-            with pytest.raises(Unreachable, match="certificate verify failed") as refused:
+            with pytest.raises(Unreachable, match="is not trusted: self-signed certificate") as refused:
                 gateway.get("/", has="x")
             assert "Start it with" not in refused.value.message
             monkeypatch.setenv("SSL_CERT_FILE", str(cert))

@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import httpx
@@ -120,3 +121,24 @@ Started = tuple[Rig, httpx.AsyncClient]
 def far(monkeypatch: pytest.MonkeyPatch) -> None:
     """A test's traffic stays on the loopback interface, so here that one counts as another machine."""
     monkeypatch.setattr(auth, "is_loopback", lambda address: False)
+
+
+class FakeRequest:
+    """As much of Sanic's request as the check looks at."""
+
+    def __init__(self, rig: Rig, route: Any, method: str, peer: str, headers: dict[str, str]) -> None:
+        self.app, self.route, self.method = rig.app, route, method
+        self.ctx = SimpleNamespace()
+        self.transport = SimpleNamespace(get_extra_info=lambda name: (peer, 1))
+        self.headers = {key.lower(): value for key, value in headers.items()}
+        self.cookies = dict(part.split("=", 1) for part in self.headers.get("cookie", "").split("; ") if part)
+
+
+def verdict(rig: Rig, route: Any, method: str, peer: str, headers: dict[str, str]) -> int:
+    try:
+        auth.check(cast(Any, FakeRequest(rig, route, method, peer, headers)))
+    except auth.Unauthenticated:
+        return 401
+    except auth.Forbidden:
+        return 403
+    return 200

@@ -13,8 +13,8 @@ import pytest
 from llmlb.bus.errors import InvalidRequest
 from llmlb.bus.messages.infer import InferRequest
 from llmlb.router.gateway.anthropic_schema import CountRequest, MessagesRequest
-from llmlb.router.gateway.calls import kept_body
 from llmlb.router.gateway.openai_schema import parse
+from llmlb.router.redaction import kept_body
 from tests.unit.gateway.scripted import Scripted, serving
 
 PIXEL = base64.b64encode(b"\x89PNG not really").decode()
@@ -130,6 +130,17 @@ def test_thinking_that_only_others_can_read_is_left_out() -> None:
 )
 def test_thinking_is_off_unless_it_is_asked_for(thinking: Any, think: bool | None) -> None:
     assert asked(thinking=thinking).think is think
+
+
+def test_the_budget_of_thinking_goes_to_the_node_when_there_is_thinking() -> None:
+    for thinking, most in (
+        ({"type": "enabled", "budget_tokens": 1500}, 1500),
+        ({"type": "disabled", "budget_tokens": 1500}, None),
+        ({"type": "adaptive"}, None),
+        (None, None),
+    ):
+        request = asked(thinking=thinking)
+        assert request.sampling.thinking_tokens == most
 
 
 @pytest.mark.parametrize(

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import anthropic
-import httpx
 import pytest
 from anthropic.types import Message, MessageTokensCount, RawMessageStreamEvent
-from pydantic import BaseModel, TypeAdapter
+from pydantic import TypeAdapter
 
 from llmlb.bus.errors import (
     BusDown,
@@ -26,11 +25,12 @@ from llmlb.bus.errors import (
 from llmlb.bus.messages.infer import InferRequest, ToolCallPiece
 from llmlb.router.gateway import answers
 from tests.unit.gateway.scripted import Scripted, Step, delta, end, progress, serving, until
+from tests.unit.gateway.shapes import ShapeRig, extras, thinking_and_calls
 
 BODY: dict[str, Any] = {"model": "m", "max_tokens": 50, "messages": [{"role": "user", "content": "hi"}]}
 EVENT: TypeAdapter[Any] = TypeAdapter(RawMessageStreamEvent)
 
-Rig = tuple[Scripted, httpx.AsyncClient, anthropic.AsyncAnthropic]
+Rig = ShapeRig[anthropic.AsyncAnthropic]
 
 
 @pytest.fixture
@@ -40,62 +40,29 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
         serving(tmp_path, scripted) as (http, port),
         anthropic.AsyncAnthropic(base_url=f"http://127.0.0.1:{port}", api_key="k", max_retries=0) as client,
     ):
-        yield scripted, http, client
-
-
-def extras(value: Any) -> Iterator[str]:
-    """Fields that the official types don't know, at any depth."""
-    if isinstance(value, BaseModel):
-        yield from value.model_extra or {}
-        for name in type(value).model_fields:
-            yield from extras(getattr(value, name))
-    elif isinstance(value, list):
-        for one in value:
-            yield from extras(one)
+        yield ShapeRig(scripted, http, client, "/v1/messages", BODY)
 
 
 async def whole(rig: Rig, *script: Step, **more: Any) -> Message:
-    scripted, http, _ = rig
-    scripted.script = lambda request: script
-    response = await http.post("/v1/messages", json={**BODY, **more})
-    assert response.status_code == 200
-    made = Message.model_validate_json(response.content, strict=True)
+    made = Message.model_validate_json((await rig.ask(script, stream=False, more=more)).content, strict=True)
     assert not list(extras(made))
     return made
 
 
 async def events(rig: Rig, *script: Step, **more: Any) -> list[Any]:
     """Each event, checked; pings are only counted as what they are."""
-    scripted, http, _ = rig
-    scripted.script = lambda request: script
-    response = await http.post("/v1/messages", json={**BODY, **more, "stream": True})
-    assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
-    *blocks, rest = response.text.split("\n\n")
-    assert rest == ""
-    made = []
-    for block in blocks:
-        name, data = block.split("\n")
-        body = json.loads(data.removeprefix("data: "))
-        assert name == f"event: {body['type']}"
+
+    def read(text: str, body: dict[str, Any]) -> Any:
         if body["type"] in ("ping", "error"):
-            made.append(body)
-            continue
-        made.append(EVENT.validate_json(data.removeprefix("data: "), strict=True))
-        assert not list(extras(made[-1]))
-    return made
+            return body
+        made = EVENT.validate_json(text, strict=True)
+        assert not list(extras(made))
+        return made
+
+    return await rig.events(script, more, read)
 
 
-THINKING_AND_CALLS = [
-    delta(reasoning="Hm"),
-    delta(reasoning="m."),
-    delta("\n\n"),
-    delta("Let me"),
-    delta(" see."),
-    delta("\n"),
-    delta(tool_calls=(ToolCallPiece(index=0, id="call_a", name="add", arguments='{"x"'),)),
-    delta(tool_calls=(ToolCallPiece(index=0, arguments=": 1}"), ToolCallPiece(index=1, id="call_b", name="now"))),
-    end("tool_calls", prompt=10, completion=7, cached_tokens=4, reasoning_tokens=2),
-]
+THINKING_AND_CALLS = thinking_and_calls("\n")
 
 
 async def test_a_plain_answer(rig: Rig) -> None:
@@ -289,7 +256,7 @@ async def test_a_client_that_goes_away_ends_the_work(rig: Rig) -> None:
 async def test_what_the_server_itself_refuses_is_in_this_shape_too(
     rig: Rig, method: str, path: str, status: int, kind: str
 ) -> None:
-    response = await rig[1].request(method, path)
+    response = await rig.http.request(method, path)
     assert response.status_code == status
     assert response.json()["error"]["type"] == kind
     assert response.json()["request_id"] == response.headers["request-id"]

@@ -11,11 +11,11 @@ import httpx
 import pytest
 
 from llmlb.bus import subjects
-from llmlb.router.gateway import auth, peers
+from llmlb.router.gateway import peers
 from llmlb.router.gateway.permissions import PUBLIC, RULES, rule_of
 from llmlb.router.identity.book import digest_of
 from llmlb.router.identity.office import PERMISSIONS
-from tests.unit.gateway.auth_rig import ADMIN, CHAT, NOW, STRANGE, VIEWER, Rig, Started, far, rig_of
+from tests.unit.gateway.auth_rig import ADMIN, CHAT, NOW, STRANGE, VIEWER, Rig, Started, far, rig_of, verdict
 
 
 @pytest.fixture
@@ -25,27 +25,6 @@ async def gateway(tmp_path: Path) -> AsyncIterator[tuple[Rig, httpx.AsyncClient]
 
 
 # Every route, every caller
-
-
-class FakeRequest:
-    """As much of Sanic's request as the check looks at."""
-
-    def __init__(self, rig: Rig, route: Any, method: str, peer: str, headers: dict[str, str]) -> None:
-        self.app, self.route, self.method = rig.app, route, method
-        self.ctx = SimpleNamespace()
-        self.transport = SimpleNamespace(get_extra_info=lambda name: (peer, 1))
-        self.headers = {key.lower(): value for key, value in headers.items()}
-        self.cookies = dict(part.split("=", 1) for part in self.headers.get("cookie", "").split("; ") if part)
-
-
-def verdict(rig: Rig, route: Any, method: str, peer: str, headers: dict[str, str]) -> int:
-    try:
-        auth.check(cast(Any, FakeRequest(rig, route, method, peer, headers)))
-    except auth.Unauthenticated:
-        return 401
-    except auth.Forbidden:
-        return 403
-    return 200
 
 
 @pytest.mark.parametrize("role", ["router", "node"])

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import openai
 import pytest
 from openai.types.responses import Response, ResponseStreamEvent
-from pydantic import BaseModel, TypeAdapter
+from pydantic import TypeAdapter
 
 from llmlb.bus.errors import EngineCrashed, ModelUnknown, QueueFull
 from llmlb.bus.messages.infer import TokenLogprob, ToolCallPiece, TopLogprob
 from llmlb.router.gateway import answers
 from tests.unit.gateway.memory_responses import MemoryResponses
 from tests.unit.gateway.scripted import Scripted, Step, delta, end, progress, serving, until
+from tests.unit.gateway.shapes import ShapeRig, extras, thinking_and_calls
 
 BODY: dict[str, Any] = {"model": "m", "input": "hi"}
 EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 KNOWN_EXTRAS = {"store"}
 """OpenAI's own API says so too, though the type does not know it."""
 
-Rig = tuple[Scripted, httpx.AsyncClient, openai.AsyncOpenAI]
+Rig = ShapeRig[openai.AsyncOpenAI]
 
 
 @pytest.fixture
@@ -37,63 +36,31 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
         openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="k", max_retries=0) as client,
     ):
         http.headers["authorization"] = "Bearer k"
-        yield scripted, http, client
-
-
-def extras(value: Any) -> Iterator[str]:
-    """Fields that the official types don't know, at any depth."""
-    if isinstance(value, BaseModel):
-        yield from value.model_extra or {}
-        for name in type(value).model_fields:
-            yield from extras(getattr(value, name))
-    elif isinstance(value, list):
-        for one in value:
-            yield from extras(one)
+        yield ShapeRig(scripted, http, client, "/v1/responses", BODY)
 
 
 async def whole(rig: Rig, *script: Step, **more: Any) -> Response:
-    scripted, http, _ = rig
-    scripted.script = lambda request: script
-    response = await http.post("/v1/responses", json={**BODY, **more})
-    assert response.status_code == 200, response.text
     # Not strict: the official type has a number for what JSON has as a whole one.
-    made = Response.model_validate_json(response.content)
+    made = Response.model_validate_json((await rig.ask(script, stream=False, more=more)).content)
     assert set(extras(made)) <= KNOWN_EXTRAS
     return made
 
 
 async def events(rig: Rig, *script: Step, **more: Any) -> list[Any]:
     """Each event, checked."""
-    scripted, http, _ = rig
-    scripted.script = lambda request: script
-    response = await http.post("/v1/responses", json={**BODY, **more, "stream": True})
-    assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
-    *blocks, rest = response.text.split("\n\n")
-    assert rest == ""
-    made = []
-    for block in blocks:
-        if block.startswith(":"):
-            continue
-        name, data = block.split("\n")
-        made.append(EVENT.validate_json(data.removeprefix("data: ")))
-        assert name == f"event: {made[-1].type}"
-        assert made[-1].type == json.loads(data.removeprefix("data: "))["type"]
-        assert set(extras(made[-1])) <= KNOWN_EXTRAS
+
+    def read(text: str, body: dict[str, Any]) -> Any:
+        event = EVENT.validate_json(text)
+        assert event.type == body["type"]
+        assert set(extras(event)) <= KNOWN_EXTRAS
+        return event
+
+    made = await rig.events(script, more, read)
     assert [event.sequence_number for event in made] == list(range(len(made)))
     return made
 
 
-THINKING_AND_CALLS = [
-    delta(reasoning="Hm"),
-    delta(reasoning="m."),
-    delta("\n\n"),
-    delta("Let me"),
-    delta(" see."),
-    delta(" Now."),
-    delta(tool_calls=(ToolCallPiece(index=0, id="call_a", name="add", arguments='{"x"'),)),
-    delta(tool_calls=(ToolCallPiece(index=0, arguments=": 1}"), ToolCallPiece(index=1, id="call_b", name="now"))),
-    end("tool_calls", prompt=10, completion=7, cached_tokens=4, reasoning_tokens=2),
-]
+THINKING_AND_CALLS = thinking_and_calls(" Now.")
 
 
 async def test_a_plain_answer(rig: Rig) -> None:
@@ -220,12 +187,12 @@ async def test_log_probabilities_are_given_when_asked_for(rig: Rig) -> None:
         ("a", [97], "a"),
         ("b", [98], "a"),
     ]
-    assert rig[0].begun[-1].sampling.logprobs == 1
+    assert rig.scripted.begun[-1].sampling.logprobs == 1
     made = await events(rig, *script, **more)
     found = [[one.token for one in event.logprobs] for event in made if event.type == "response.output_text.delta"]
     assert found == [["a"], ["b"]]
     await whole(rig, delta("x"), end())
-    assert rig[0].begun[-1].sampling.logprobs is None
+    assert rig.scripted.begun[-1].sampling.logprobs is None
 
 
 # Failures

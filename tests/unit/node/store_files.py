@@ -8,8 +8,8 @@ import struct
 from pathlib import Path
 from typing import Literal
 
-from llmlb.node.pull.names import parse_name
-from llmlb.node.pull.plan import Plan, RepoFile, plan
+from llmlb.bus.hub_names import parse_name
+from llmlb.bus.hub_plan import Plan, RepoFile, plan
 from llmlb.node.store.installed import Installed, Store
 
 COMMIT = "c" * 40

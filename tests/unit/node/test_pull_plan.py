@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmlb.bus.errors import InvalidRequest, LlmlbError, PullFailed
-from llmlb.node.pull.names import MAX_NAME, Wanted, parse_name
-from llmlb.node.pull.plan import ORDER, Plan, RepoFile, plan, quant_of
+from llmlb.bus.hub_names import MAX_NAME, Wanted, parse_name
+from llmlb.bus.hub_plan import ORDER, Plan, RepoFile, plan, quant_of
 from llmlb.node.pull.trouble import Backoff, retry_after_s
 
 WANTED = Wanted("owner", "model")

@@ -176,6 +176,28 @@ def test_guessing_over_many_names_or_addresses_is_slowed_too() -> None:
     assert any(logins.begin("alice", f"10.0.{number}.1", 0.0) > 0 for number in range(60))
 
 
+def test_addresses_of_one_ipv6_network_are_one_peer() -> None:
+    logins = Logins()
+    for at in range(20):
+        assert logins.begin(f"name{at}", f"2001:db8::{at:x}", 0.0) == 0.0
+    assert logins.begin("another", "2001:db8::ffff:1%eth0", 0.0) > 0
+    assert logins.begin("another", "2001:db8:0:1::1", 0.0) == 0.0
+    assert logins.begin("another", "unknown:peer", 0.0) == 0.0
+    for at in range(30):
+        assert logins.begin("mapped", f"::ffff:198.51.100.{at}", 0.0) == 0.0, "IPv4 as such"
+
+
+def test_nobody_keeps_others_from_registering() -> None:
+    logins = Logins()
+    for at in range(100):
+        logins.begin("", f"203.0.113.{at}", 0.0)
+        logins.failed("", f"203.0.113.{at}", 0.0)
+    assert logins.begin("", "198.51.100.1", 0.0) == 0.0
+    for _ in range(5):
+        logins.begin("", "203.0.113.1", 100.0)
+    assert logins.begin("", "203.0.113.1", 100.0) > 0, "but guessing is slowed"
+
+
 def test_a_right_password_is_no_failure() -> None:
     logins = Logins()
     for _ in range(100):

@@ -1,4 +1,4 @@
-"""What a person may write to name a model of the hub. Pure.
+"""What a person may write to name a model of the hub, and the pull task of it. Pure; for nodes and routers.
 
 ``owner/model``, ``owner/model:QUANT``, or an address: of the repo, of a ``/tree/``, or of a file by ``/blob/``,
 ``/resolve/`` or ``/raw/``; with or without ``https://``, on huggingface.co, hf.co or the configured hub.
@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
@@ -49,6 +51,25 @@ def without_credentials(address: str) -> str:
     """An address as it may be shown: without the name and password that it may hold."""
     url = urlsplit(address)
     return url._replace(netloc=url.netloc.rpartition("@")[2]).geturl()
+
+
+def task_id_of(wanted: Wanted) -> str:
+    """The task of what was asked for, however it was written: 16 hex digits."""
+    canonical = json.dumps([wanted.repo, wanted.quant, wanted.file, wanted.revision])
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def title_of(wanted: Wanted) -> str:
+    """What was asked for, as text that `parse_name` reads, whichever hub is configured."""
+    if wanted.file is not None:
+        return f"hf.co/{wanted.repo}/blob/{wanted.revision}/{wanted.file}"
+    return wanted.name if wanted.revision == MAIN else f"hf.co/{wanted.repo}/tree/{wanted.revision}"
+
+
+def wanted_of(name: str, file: str | None = None) -> Wanted:
+    """What a registration stands for: its name, and the file when one was chosen. Raises InvalidRequest."""
+    wanted = parse_name(name)
+    return wanted if file is None else Wanted(wanted.owner, wanted.model, file=file, revision=MAIN)
 
 
 def _bad(text: str, why: str) -> InvalidRequest:

@@ -1,4 +1,4 @@
-"""Which files of a repo make the model that was asked for. Pure.
+"""Which files of a repo make the model that was asked for. Pure; for nodes and routers.
 
 Rules:
 
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llmlb.bus.errors import PullFailed
-from llmlb.node.pull.names import Wanted
+from llmlb.bus.hub_names import Wanted
 
 ORDER = (
     *("Q4_K_M", "Q4_K_S", "Q4_K_L", "Q4_K_XL", "Q4_K", "IQ4_XS", "IQ4_NL", "Q4_0", "Q4_1", "MXFP4", "MXFP4_MOE"),
@@ -109,7 +109,7 @@ class _Gguf:
 
 def plan(wanted: Wanted, files: Iterable[RepoFile], revision: str) -> Plan:
     """What to fetch. Raises PullFailed: nothing usable inside, quantization or file not there, shards missing."""
-    usable = [file for file in files if _safe(file.path) and file.size >= 0]
+    usable = [file for file in files if is_safe(file.path) and file.size >= 0]
     if wanted.file is not None and wanted.file not in {file.path for file in usable}:
         raise PullFailed(f"{wanted.repo} has no file {wanted.file}")
     ggufs, projectors = _ggufs(usable), [file for file in usable if _is_projector(file.path)]
@@ -122,6 +122,27 @@ def plan(wanted: Wanted, files: Iterable[RepoFile], revision: str) -> Plan:
         raise PullFailed(f"{wanted.repo} has no {wanted.quant}: there is no GGUF file in it")
     chosen = _safetensors(wanted, usable)
     return Plan(wanted, revision, "Safetensors", None, tuple(_planned(file) for file in chosen))
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One GGUF model of a repo. ``whole`` False: a shard is missing, so that it can't be fetched."""
+
+    label: str | None
+    stem: str
+    files: tuple[RepoFile, ...]
+    whole: bool
+
+    @property
+    def tag(self) -> str:
+        """What follows the colon in its name: the quantization, else the file's name without its ending."""
+        return self.label or self.stem.rpartition("/")[2]
+
+
+def variants(files: Iterable[RepoFile]) -> tuple[Variant, ...]:
+    """The GGUF models of a repo, the one that is taken without a name first. Projectors are none."""
+    ggufs = sorted(_ggufs([file for file in files if is_safe(file.path)]), key=_rank)
+    return tuple(Variant(gguf.label, gguf.stem, gguf.files, len(gguf.files) == gguf.shards) for gguf in ggufs)
 
 
 def quant_of(path: str) -> str | None:
@@ -151,7 +172,7 @@ def _stem(path: str) -> str:
     return name if match is None else match["stem"]
 
 
-def _safe(path: str) -> bool:
+def is_safe(path: str) -> bool:
     name = path.rpartition("/")[2]
     odd = path.startswith("/") or ".." in path.split("/") or _UNSAFE.search(path) is not None
     try:

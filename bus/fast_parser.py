@@ -1,0 +1,111 @@
+"""nats-py's parser with a short way for messages: most of what a chunk costs between the socket and its reader.
+
+nats-py matches a regular expression for each message, fills a dict, and goes through four coroutines and a queue. Here
+a message that lies whole in what was read is cut out with two searches, and one of a *straight* subscription goes to
+its callback at once (measured on 2 cores: 2 µs a message instead of 10). Whatever is not a whole message, the rest of
+the protocol and anything malformed is left to nats-py's own parser, with all of its rules.
+Source of the protocol: https://docs.nats.io/reference/reference-protocols/nats-protocol, "MSG".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from nats.protocol.parser import AWAITING_CONTROL_LINE, AWAITING_MSG_PAYLOAD, Parser
+
+log = logging.getLogger("llmlb.bus.fast_parser")
+
+Straight = Callable[[str, bytes, Mapping[str, str] | None], None]
+"""Called with (subject, data, headers) of each message; must not wait. What it raises is logged."""
+
+_CRLF = b"\r\n"
+
+
+class FastParser(Parser):
+    """In place of ``client._ps``."""
+
+    def __init__(self, client: Client) -> None:
+        self.straight: dict[bytes, Straight] = {}
+        """By the subscription's number as the server writes it; it outlives reconnections."""
+        self._resets = 0
+        super().__init__(client)
+
+    def reset(self) -> None:
+        self._resets += 1
+        super().reset()
+
+    async def parse(self, data: bytes = b"") -> None:
+        """Work on what was read. Raises nats.errors.ProtocolError, as nats-py's does."""
+        if self.buf or self.state != AWAITING_CONTROL_LINE:
+            data = await self._completed(data)
+        at, end, resets = 0, len(data), self._resets
+        while at < end:
+            line_end = data.find(_CRLF, at)
+            if line_end == -1:
+                break
+            fields = data[at:line_end].split()
+            op = fields[0] if fields else b""
+            after = line_end + 2
+            if op in (b"MSG", b"HMSG"):
+                size = fields[-1]
+                if not 4 <= len(fields) <= 6 or not size.isdigit():
+                    break  # nats-py says what is wrong with it
+                after += int(size) + 2
+                if after > end:
+                    break
+            if op == b"MSG" and len(fields) <= 5:
+                await self._message(fields, data[line_end + 2 : after - 2])
+            else:
+                await super().parse(data[at:after])
+            if self._resets != resets:
+                return  # the connection this was read from is gone
+            at = after
+        if at < end:
+            await super().parse(data[at:])
+
+    async def _completed(self, data: bytes) -> bytes:
+        """What is left of the data once what nats-py's parser holds of a message is whole, or was taken back."""
+        if self.state == AWAITING_MSG_PAYLOAD:
+            missing = self.needed + 2 - len(self.buf)
+            await super().parse(data[:missing])
+            return data[missing:]
+        data = bytes(self.buf) + data
+        self.buf.clear()
+        return data
+
+    async def _message(self, fields: list[bytes], payload: bytes) -> None:
+        """``MSG <subject> <sid> [reply-to] <bytes>``"""
+        callback = self.straight.get(fields[2])
+        if callback is None:
+            reply = fields[3] if len(fields) == 5 else b""
+            await self.nc._process_msg(int(fields[2]), fields[1], reply, payload, None)
+            return
+        self.nc.stats["in_msgs"] += 1
+        self.nc.stats["in_bytes"] += len(payload)
+        hand_over(callback, fields[1].decode(), payload, None)
+
+
+def hand_over(callback: Straight, subject: str, data: bytes, headers: Mapping[str, str] | None) -> None:
+    """Call it. What it raises is logged: the connection must go on reading."""
+    try:
+        callback(subject, data, headers)
+    except Exception:  # the top of a callback
+        log.exception("callback_failed subject=%s", subject)
+
+
+class StraightQueue(asyncio.Queue[Msg]):
+    """In place of the queue of a straight subscription, for what comes through nats-py's parser: never filled."""
+
+    def __init__(self, subscription: Subscription, callback: Straight) -> None:
+        super().__init__()
+        self._subscription = subscription
+        self._callback = callback
+
+    def put_nowait(self, item: Msg) -> None:
+        self._subscription._pending_size = 0
+        hand_over(self._callback, item.subject, item.data, item.headers)

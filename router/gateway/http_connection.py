@@ -1,0 +1,250 @@
+"""One connection of a client: how long it may take, what happens when it stops sending or reading.
+
+Sanic counts time from the last byte, so a client that sends one byte a minute stays for ever; here a head has a time
+as a whole, and a body has one that grows with what came of it. Sanic takes the end of a client's sending for its end;
+here such a client still gets its answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from sanic.exceptions import RequestCancelled, RequestTimeout
+from sanic.http import Stage
+from sanic.server.protocols.websocket_protocol import WebSocketProtocol
+
+from llmlb.router.gateway.http_head import HttpRefused
+from llmlb.router.gateway.http_stream import StrictHttp
+
+log = logging.getLogger("llmlb.router.gateway.http_connection")
+
+BODY_RATE_MIN = 1024
+"""Bytes a second that a body must come with, after the first ``client_timeout_s``."""
+LINGER_S = 3.0
+"""How long a client that was refused is listened to. Closed at once, it would lose the answer: RFC 9112, 9.6."""
+LINGER_BYTES = 256 * 1024 * 1024
+PROBES_S = (0.02, 0.1, 0.5, 2.0, 10.0)
+"""When a client that has ended its sending is asked for signs of life; then again and again after the last."""
+OLD_PROBE_S = 1.0
+"""After this an HTTP/1.0 client that has ended its sending counts as gone: it can't be asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long clients may take, in seconds, and how many may be there."""
+
+    client_s: float
+    """For a head; for silence within a body; to read what was written."""
+    idle_s: float
+    """Between two requests, and before the first."""
+    connections_max: int = 0
+    """0: no limit."""
+
+
+class Connection(WebSocketProtocol):
+    """Sanic's protocol, with the rules of this module. ``app.ctx.patience`` holds a :class:`Patience`."""
+
+    HTTP_CLASS = StrictHttp
+    # Sanic's metaclass leaves no room for others.
+    __slots__ = (
+        *("eof", "linger", "patience"),
+        *("_began", "_body_began", "_body_bytes", "_dropped", "_sink", "_sink_left", "_timer"),
+    )
+    _http: StrictHttp | None
+    recv_buffer: bytearray
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.patience: Patience = self.app.ctx.patience
+        self.eof = False
+        """The client sends no more."""
+        self.linger = False
+        """What the client still sends has to be read over before the connection can be closed."""
+        self._dropped: int | None = None
+        """Bytes read over; None: it is not closing."""
+        self._sink: io.BytesIO | None = None
+        self._sink_left = 0
+        self._began = 0.0
+        self._body_began: float | None = None
+        self._body_bytes = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    # Told by the stream
+
+    def began(self) -> None:
+        """The first bytes of a request are here."""
+        self._began = time.monotonic()
+        self._body_began = None
+
+    def body_began(self) -> None:
+        """The body is read from now on."""
+        self._body_began = time.monotonic()
+        self._body_bytes = 0
+
+    def body_ended(self) -> None:
+        """It is here."""
+        self._body_began = None
+
+    async def receive_into(self, sink: io.BytesIO, count: int) -> None:
+        """Read so many bytes into ``sink``. Raises HttpRefused when they end before."""
+        self._sink, self._sink_left = sink, count
+        try:
+            while self._sink_left:
+                await self.receive_more()
+        finally:
+            self._sink = None
+
+    async def receive_more(self) -> None:
+        """Wait for bytes. Raises HttpRefused within a body that has ended early; else such a connection ends."""
+        transport = self.transport
+        if self.eof and transport is not None and not transport.is_closing():
+            if self._http is not None and self._http.stage is Stage.HANDLER:
+                raise HttpRefused(400, "the request body ended early")
+            self.close()
+        self._data_received.clear()
+        # Of a connection that closes nothing comes: its end cancels this.
+        if transport is not None and not transport.is_closing():
+            transport.resume_reading()
+        await self._data_received.wait()
+
+    # Sending
+
+    async def send(self, data: bytes) -> None:
+        """Write; wait while the client does not read, and not for ever. Raises RequestCancelled."""
+        if not self._can_write.is_set():
+            try:
+                async with asyncio.timeout(self.patience.client_s):
+                    await self._can_write.wait()
+            except TimeoutError:
+                log.info("slow_client_closed seconds=%g", self.patience.client_s)
+                self.cut()
+                raise RequestCancelled from None
+        if self.transport is None or self.transport.is_closing():
+            raise RequestCancelled
+        self.transport.write(data)
+        self._time = time.monotonic()
+
+    # Time
+
+    def check_timeouts(self) -> None:
+        """Runs itself again and again."""
+        http, now = self._http, time.monotonic()
+        if self._task is None or http is None or self.websocket is not None:
+            return
+        if http.stage is Stage.IDLE and now - self._time > self.patience.idle_s:
+            self._task.cancel()
+        elif (http.stage is Stage.REQUEST and now - self._began > self.patience.client_s) or self._body_is_late(now):
+            http.exception = RequestTimeout("Request Timeout")
+            http.keep_alive = False
+            self._task.cancel()
+        else:
+            pause = min(self.patience.client_s, self.patience.idle_s) / 4
+            self._callback_check_timeouts = self.loop.call_later(min(max(0.1, pause), 5.0), self.check_timeouts)
+
+    def _body_is_late(self, now: float) -> bool:
+        if self._body_began is None:
+            return False
+        allowed = self.patience.client_s + self._body_bytes / BODY_RATE_MIN
+        return now - self._body_began > allowed or now - self._time > self.patience.client_s
+
+    # The end
+
+    def close(self, timeout: float | None = None) -> None:
+        """As Sanic's; a client that may still be sending is first told, and listened to for a while."""
+        transport = self.transport
+        if not self.linger or self.eof or transport is None or transport.is_closing() or self._dropped is not None:
+            super().close(timeout)
+            return
+        self._dropped = 0
+        if self._callback_check_timeouts:
+            self._callback_check_timeouts.cancel()
+        if transport.can_write_eof():
+            transport.write_eof()
+        transport.resume_reading()
+        self._timer = self.loop.call_later(LINGER_S, transport.abort)
+
+    def close_if_idle(self) -> bool:
+        """As Sanic's; who is only listened to is idle."""
+        if self._dropped is not None:
+            self.cut()
+            return True
+        return bool(super().close_if_idle())  # type: ignore[no-untyped-call]
+
+    def _probe(self, at: int) -> None:
+        """A client that has ended its sending may be waiting for its answer, or gone: write, and see."""
+        http, transport = self._http, self.transport
+        if http is None or transport is None or transport.is_closing():
+            return
+        if http.stage in (Stage.HANDLER, Stage.RESPONSE):
+            if http.version == "1.0" and at:
+                transport.abort()
+                return
+            if data := http.probe():
+                transport.write(data)
+        pause = OLD_PROBE_S if http.version == "1.0" else PROBES_S[min(at, len(PROBES_S) - 1)]
+        self._timer = self.loop.call_later(pause, self._probe, at + 1)
+
+    # asyncio's protocol
+
+    def connection_made(self, transport: Any) -> None:
+        """One more; where there are too many, the one that idles for longest goes."""
+        super().connection_made(transport)  # type: ignore[no-untyped-call]
+        if 0 < self.patience.connections_max < len(self.connections):
+            idle = [one for one in self.connections if one is not self and one.idles]
+            min(idle, key=lambda one: one._time, default=self).cut()
+
+    def cut(self) -> None:
+        """End it at once."""
+        if self.transport is not None:
+            self.transport.abort()
+
+    @property
+    def idles(self) -> bool:
+        """No request of it is under way."""
+        http = self.http  # None before its task has begun
+        return http is not None and http.stage is Stage.IDLE and self.websocket is None
+
+    def data_received(self, data: bytes) -> None:
+        """Into the body that is read, over, or into the buffer."""
+        if self._dropped is not None:
+            self._dropped += len(data)
+            if self._dropped > LINGER_BYTES:
+                self.cut()
+            return
+        self._body_bytes += len(data)
+        if self._sink is None:
+            super().data_received(data)  # type: ignore[no-untyped-call]
+            return
+        self._time = time.monotonic()
+        if len(data) > self._sink_left:
+            self.recv_buffer += data[self._sink_left :]
+            data = data[: self._sink_left]
+        self._sink.write(data)
+        self._sink_left -= len(data)
+        if not self._sink_left:
+            self._data_received.set()
+
+    def eof_received(self) -> bool | None:
+        """The client sends no more. True keeps the connection for what it still has to get."""
+        http = self.http
+        if self.websocket is not None:
+            return self.websocket.eof_received()
+        if self._dropped is not None or http is None or http.upgrade_websocket or self.eof:
+            return False
+        self.eof = True
+        if http.stage in (Stage.IDLE, Stage.REQUEST) and not self.recv_buffer:
+            return False
+        self._data_received.set()
+        self._timer = self.loop.call_later(PROBES_S[0], self._probe, 0)
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is over."""
+        if self._timer is not None:
+            self._timer.cancel()
+        super().connection_lost(exc)  # type: ignore[no-untyped-call]

@@ -1,0 +1,235 @@
+"""One connection's requests, read strictly: Sanic's HTTP/1 with our own reading of heads and bodies.
+
+What Sanic's reader lets through, or does wrong, and this does not: see :mod:`llmlb.router.gateway.http_head`; chunks
+whose end is not checked; trailers; "100 Continue" before a refusal; chunked answers to HTTP/1.0; a body that is read
+to its end although nobody wants it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import re
+from typing import TYPE_CHECKING, Any
+
+from sanic.compat import Header
+from sanic.http import Http, Stage
+from sanic.http.http1 import HTTP_CONTINUE
+from sanic.response import BaseHTTPResponse
+
+from llmlb.router.gateway.http_head import CHUNK_LINE_MAX, HEAD_MAX, Head, HttpRefused, chunk_size, parse_head
+
+if TYPE_CHECKING:
+    from llmlb.router.gateway.http_connection import Connection
+
+_NO_HTTP = re.compile(rb"[^!#$%&'*+\-.^_`|~0-9A-Za-z]|.{0,16384}?(?<!\r)\n", re.DOTALL)
+"""The beginning of something that will never be a head: another protocol, or lines that end in a bare line feed."""
+SSE_COMMENT = b"3\r\n:\n\n\r\n"
+"""One chunk with an empty comment."""
+
+
+class StrictHttp(Http):
+    """See the module. Raises HttpRefused inside Sanic's handling, which answers it."""
+
+    protocol: Connection
+    recv_buffer: bytearray
+    request: Any
+    request_body: Any
+    request_bytes: int
+    request_bytes_left: int
+    request_max_size: int
+    response_func: Any
+    version: str
+    __slots__ = ("version",)  # Sanic's metaclass leaves no room for others
+
+    # Heads
+
+    def init_for_request(self) -> None:
+        """As Sanic's."""
+        super().init_for_request()  # type: ignore[no-untyped-call]
+        self.version = "1.1"
+
+    async def http1_request_header(self) -> None:
+        """Read a head; make the request of it."""
+        self.protocol.began()
+        try:
+            head = parse_head(await self._raw_head())
+        except asyncio.CancelledError:
+            if self.protocol.transport is None:
+                self.create_empty_request()  # Sanic logs it, and fails where there is none
+            raise
+        self.version = head.version
+        self.keep_alive = head.keep_alive
+        self.head_only = head.method == "HEAD"
+        if head.length is not None and head.length > self.request_max_size:
+            raise HttpRefused(413, self._too_large())
+        headers = Header(head.headers)
+        self.upgrade_websocket = headers.getone("upgrade", "").lower() == "websocket"
+        self.request = self.protocol.request_class(
+            url_bytes=head.target.encode(),
+            headers=headers,
+            version=head.version,
+            # HEAD is GET whose body is not sent: one set of routes and rules for both.
+            method="GET" if self.head_only else head.method,
+            transport=self.protocol.transport,  # type: ignore[arg-type]  # it is there: bytes came over it
+            app=self.protocol.app,
+        )
+        self.protocol.request_class._current.set(self.request)
+        self.request.stream = self
+        self._expect_body(head)
+        self.protocol.state["requests_count"] += 1
+
+    def _expect_body(self, head: Head) -> None:
+        self.request_bytes_left = self.request_bytes = head.length or 0
+        self.expecting_continue = head.expects
+        self.request_body = "chunked" if head.length is None else head.length > 0 or None
+
+    async def _raw_head(self) -> bytes:
+        """The bytes of the next head, taken out of the buffer."""
+        buf = self.recv_buffer
+        start = 0
+        while True:
+            while buf.startswith(b"\r\n"):  # RFC 9112, 2.2: empty lines before a request are read over
+                del buf[:2]
+                start = 0
+            end = buf.find(b"\r\n\r\n", start)
+            if 0 <= end <= HEAD_MAX:
+                raw = bytes(buf[:end])
+                del buf[: end + 4]
+                return raw
+            if end >= 0 or len(buf) > HEAD_MAX + 3:
+                raise HttpRefused(431, f"the request's headers have more than {HEAD_MAX} bytes")
+            if buf != b"\r" and _NO_HTTP.match(buf):
+                raise HttpRefused(400, "this is not HTTP/1.1")
+            start = max(0, len(buf) - 3)
+            await self._receive_more()
+
+    def _too_large(self) -> str:
+        return f"the request body is larger than {self.request_max_size} bytes"
+
+    # Bodies
+
+    async def whole_body(self, limit: int) -> bytes:
+        """All of the body. Raises HttpRefused: 413 as soon as it is more than ``limit``, 400 when it is malformed."""
+        self.request_max_size = min(self.request_max_size, limit)
+        if self.request_bytes > self.request_max_size:
+            raise HttpRefused(413, self._too_large())
+        if self.expecting_continue:
+            self.expecting_continue = False
+            await self._send(HTTP_CONTINUE)
+        self.protocol.body_began()
+        body = await (self._chunks() if self.request_body == "chunked" else self._sized(self.request_bytes_left))
+        self.request_body = None
+        self.request_bytes_left = 0
+        self.protocol.body_ended()
+        return body
+
+    async def _sized(self, length: int) -> bytes:
+        if len(self.recv_buffer) >= length:
+            return self._taken(length)
+        sink = io.BytesIO()
+        await self._into(sink, length)
+        return sink.getvalue()
+
+    async def _into(self, sink: io.BytesIO, length: int) -> None:
+        """Move so many bytes. What is not here yet goes past the buffer."""
+        buf = self.recv_buffer
+        if len(buf) >= length:
+            sink.write(self._taken(length))
+            return
+        sink.write(buf)
+        length -= len(buf)
+        buf.clear()
+        await self.protocol.receive_into(sink, length)
+
+    def _taken(self, length: int) -> bytes:
+        with memoryview(self.recv_buffer) as view:
+            taken = bytes(view[:length])
+        del self.recv_buffer[:length]
+        return taken
+
+    async def _chunks(self) -> bytes:
+        sink = io.BytesIO()
+        while size := chunk_size(await self._line()):
+            self.request_bytes += size
+            if self.request_bytes > self.request_max_size:
+                raise HttpRefused(413, self._too_large())
+            await self._into(sink, size)
+            if await self._line():
+                raise HttpRefused(400, "the body's chunks are malformed")
+        if await self._line():
+            raise HttpRefused(400, "fields after the body are not taken")
+        return sink.getvalue()
+
+    async def _line(self) -> bytes:
+        """The next line of the chunks' framing, without its end."""
+        buf = self.recv_buffer
+        while (end := buf.find(b"\r\n", 0, CHUNK_LINE_MAX)) < 0:
+            if len(buf) >= CHUNK_LINE_MAX:
+                raise HttpRefused(400, "the body's chunks are malformed")
+            await self._receive_more()
+        line = bytes(buf[:end])
+        del buf[: end + 2]
+        return line
+
+    async def read(self) -> bytes | None:
+        """Sanic's way to get rid of a body that nobody read: only what is here already, else the connection ends."""
+        if self.request_body is True and self.request_bytes_left <= len(self.recv_buffer):
+            self.request_body = None
+            self._taken(self.request_bytes_left)
+            return None
+        self.keep_alive = False
+        self.request_body = None
+        self.protocol.linger = True
+        return None
+
+    # Answers
+
+    def respond(self, response: BaseHTTPResponse) -> BaseHTTPResponse:
+        """As Sanic's; whoever is answered before its body was wanted need not send it."""
+        if self.expecting_continue or (self.request_body and not self._body_is_here()):
+            self.expecting_continue = False
+            self.keep_alive = False
+        return super().respond(response)
+
+    def _body_is_here(self) -> bool:
+        return self.request_body is True and self.request_bytes_left <= len(self.recv_buffer)
+
+    async def error_response(self, exception: Exception) -> None:
+        """As Sanic's; the client may still be sending, and is listened to until it has the answer."""
+        self.expecting_continue = False
+        if self.stage is Stage.REQUEST or self.request_body:
+            self.protocol.linger = True
+        await super().error_response(exception)
+
+    async def http1_response_header(self, data: bytes, end_stream: bool) -> None:
+        """As Sanic's; an answer of unknown length to HTTP/1.0 ends with the connection, as it knows no chunks."""
+        response = self.response
+        unframed = not end_stream and self.version == "1.0" and not self.head_only
+        if not unframed or getattr(response, "body", None) or "content-length" in response.headers:
+            await super().http1_response_header(data, end_stream)
+            return
+        self.keep_alive = False
+        response.headers["connection"] = "close"
+        lines = [b"HTTP/1.1 %d OK\r\n" % response.status]
+        lines += [b"%b: %b\r\n" % field for field in response.processed_headers]
+        self.response_func = self._unframed
+        await self._send(b"".join(lines) + b"\r\n" + data)
+        self.stage = Stage.RESPONSE
+
+    async def _unframed(self, data: bytes, end_stream: bool) -> None:
+        if data:
+            await self._send(data)
+        if end_stream:
+            self.response_func = None
+            self.stage = Stage.IDLE
+
+    def probe(self) -> bytes:
+        """Bytes that may be written now and say nothing: what comes back shows whether anybody is there."""
+        if self.version == "1.0" or self.head_only:
+            return b""
+        if self.stage is Stage.HANDLER:
+            return HTTP_CONTINUE
+        chunked = getattr(self.response_func, "__name__", "") == "http1_response_chunked"
+        streams = chunked and str(self.response.content_type).startswith("text/event-stream")
+        return SSE_COMMENT if streams and self.stage is Stage.RESPONSE else b""

@@ -1,0 +1,1 @@
+"""Requests made from the OpenAPI document, against a real ``llmlb serve``: ``make fuzz``, and a short run as a test."""

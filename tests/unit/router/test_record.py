@@ -1,0 +1,67 @@
+"""A record is made without its message class, and must be what that class is."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from llmlb.bus import codec
+from llmlb.bus.errors import EngineCrashed
+from llmlb.bus.messages.base import changed
+from llmlb.bus.messages.infer import ChatMessage, Delta, End, InferRequest, Sampling, Timings, ToolCallPiece, Usage
+from llmlb.bus.messages.requests import RequestAttempt, RequestRecord
+from llmlb.router.call import Call
+from llmlb.router.journey import Attempt, Journey
+from llmlb.router.record import Record, Tried
+
+REQUEST = InferRequest(
+    request_id="r", model="m", kind="chat", messages=(ChatMessage(role="user", content="hi"),), sampling=Sampling()
+)
+
+
+def journey() -> Journey:
+    it = Journey(REQUEST, Call(path="/v1/chat/completions", key="k", client_request_id="mine", body="{}"), "g")
+    for node, reason in (("a", EngineCrashed("it fell")), ("b", None)):
+        it.attempts.append(Attempt(node * 32, "m", "loaded", 0.0))
+        it.deliver(Delta(request_id="r", seq=1, text="größe", token_ids=(1, 2), reasoning="hm"))
+        if reason is not None:
+            it.failed(reason)
+    piece = ToolCallPiece(index=0, id="c", name="f", arguments="{}")
+    it.deliver(Delta(request_id="r", seq=2, text="", token_ids=(3,), tool_calls=(piece,)))
+    usage = Usage(prompt_tokens=3, completion_tokens=5, reasoning_tokens=1, cached_tokens=2)
+    it.deliver(End(request_id="r", seq=3, finish_reason="stop", usage=usage, timings=Timings(load_ms=1.5)))
+    return it
+
+
+def test_a_record_has_the_fields_of_its_message_and_no_others() -> None:
+    assert {field.name for field in dataclasses.fields(Record)} == set(RequestRecord.model_fields)
+    assert {field.name for field in dataclasses.fields(Tried)} == set(RequestAttempt.model_fields)
+
+
+def test_a_record_is_read_as_its_message_with_every_value() -> None:
+    record = journey().record()
+    read = codec.decode(codec.encode_plain(record))
+    assert isinstance(read, RequestRecord)
+    assert read.usage == record.usage
+    assert read.timings == record.timings
+    assert [(one.node_id, one.reason, one.tokens) for one in read.tried] == [
+        ("a" * 32, "engine_crashed", 2),
+        ("b" * 32, None, 3),
+    ]
+    assert (read.client_request_id, read.key, read.status, read.attempts) == ("mine", "k", "ok", 2)
+    written: dict[str, Any] = read.model_dump(mode="json")
+    plain = codec.decode_as(RequestRecord, codec.encode(read)).model_dump(mode="json")
+    assert written == plain
+
+
+def test_a_record_of_a_request_that_reached_no_node_is_read_too() -> None:
+    read = codec.decode_as(RequestRecord, codec.encode_plain(Journey(REQUEST, Call(), "g").record()))
+    assert (read.node_id, read.attempts, read.tried, read.usage) == ("", 1, (), None)
+
+
+def test_a_changed_copy_is_as_pydantics_own() -> None:
+    ours, theirs = changed(REQUEST, model="n", attempt=1), REQUEST.model_copy(update={"model": "n", "attempt": 1})
+    assert ours == theirs
+    assert codec.encode(ours) == codec.encode(theirs)
+    assert ours.model_fields_set == theirs.model_fields_set
+    assert (REQUEST.model, hash(ours)) == ("m", hash(theirs))
