@@ -1,5 +1,5 @@
-"""Names that a shell completes: ``llmlb __complete models|running|nodes``, one a line. Called at each press of Tab, so
-without typer, with short timeouts, and silent whatever happens."""
+"""Names that a shell completes: ``llmlb __complete models|running|registered|nodes``, one a line. Called at each press
+of Tab, so without typer, with short timeouts, and silent whatever happens."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ ANSWER_S = 1.0
 SHORT_ID = 12
 
 
+def _registered(row: dict[str, Any]) -> list[str]:
+    return [*row.get("aliases", ()), row["id"]] if row.get("registered_at") is not None else []
+
+
 def _models(row: dict[str, Any]) -> list[str]:
     return [*row.get("aliases", ()), row["name"]]
 
@@ -21,6 +25,7 @@ def _models(row: dict[str, Any]) -> list[str]:
 _KINDS = {
     "models": ("node", "/v0/models", "models", "name", _models),
     "running": ("node", "/v0/ps", "models", "name", lambda row: [row["name"]]),
+    "registered": ("router", "/v0/models/hub", "models", "id", _registered),
     "nodes": ("router", "/v0/nodes", "nodes", "node_id", lambda row: [row["node_id"][:SHORT_ID]]),
 }
 

@@ -134,7 +134,8 @@ class GatewayClient:
         error = body.get("error")
         if not isinstance(error, dict) or not isinstance(error.get("message"), str):
             return LlmlbError(f"{self.address} is not a llmlb gateway (status {status})")
-        if error.get("code") in ("not_found", "method_not_allowed"):
+        # What a route does not find is told with the parameter that names it.
+        if error.get("code") in ("not_found", "method_not_allowed") and not error.get("param"):
             return LlmlbError(f"{self.address} does not know this command: {self._another}")
         return BY_REASON.get(str(error.get("code")), LlmlbError)(error["message"])
 

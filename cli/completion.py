@@ -14,7 +14,12 @@ from llmlb.bus.errors import InvalidRequest
 SHELLS = ("bash", "zsh", "fish")
 _NAMES = {"model": "models", "models": "models", "node": "nodes"}
 """By the name of an argument: what it is completed with."""
-_EXCEPT = {"node stop": "running", "node pull": ""}
+_EXCEPT = {
+    "node stop": "running",
+    "node pull": "",
+    "router model rm": "registered",
+    "router model download": "registered",
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,12 @@ class Output(Protocol):
         ...
 
 
+class View(Protocol):
+    """Makes the frames of what is shown. See :class:`PullView`."""
+
+    def frame(self, task: Mapping[str, Any], width: int, height: int, trouble: str | None = None) -> Frame: ...
+
+
 class Stream:
     """Standard error, in its own encoding. When it breaks, what is written to it from then on goes nowhere."""
 
@@ -76,9 +82,9 @@ class Terminal:
     Between frames the cursor stands at the beginning of the last live line, so that an echoed ``^C`` does not wrap.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, view: View | None = None) -> None:
         self._out = Stream(stream)
-        self._view = PullView()
+        self._view: View = view or PullView()
         self._frame = Frame([], [], [])
         self._drawn: list[str] = []
         self._columns = 0

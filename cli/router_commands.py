@@ -8,7 +8,7 @@ from urllib.parse import quote
 import typer
 
 from llmlb.bus.settings import Settings, parse_duration
-from llmlb.cli import key_commands, user_commands
+from llmlb.cli import key_commands, model_commands, user_commands
 from llmlb.cli.help_text import CONTEXT, SERVING_CODES, epilog
 from llmlb.cli.options import Host, Interval, JsonFlag, LogFormat, NoEmbeddedBus, RouterPort, WatchFlag, show_json
 
@@ -22,6 +22,7 @@ app = typer.Typer(
     context_settings=CONTEXT,
     epilog=epilog("llmlb router status", "llmlb router nodes --watch"),
 )
+app.add_typer(model_commands.app, name="model")
 app.add_typer(user_commands.app, name="user")
 app.add_typer(key_commands.app, name="key")
 
