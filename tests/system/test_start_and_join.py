@@ -74,7 +74,7 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
 
         thread = threading.Thread(target=cut_off)
         thread.start()
-        wait_until(lambda: len(children(process.popen.pid)) == 2, 10, "a worker")
+        wait_until(lambda: len(children(process.popen.pid)) == 3, 10, "a worker, beside bus and history")
         time.sleep(2)
         family = children(process.popen.pid)
         process.popen.send_signal(signal.SIGINT)
@@ -108,9 +108,9 @@ def test_kill_9_of_the_process_leaves_neither_bus_nor_worker(tmp_path: Path) -> 
         wait_models(process)
         ask(process)
         family = children(process.popen.pid)
-        assert len(family) == 2
+        assert len(family) == 3, "the bus, the history and one engine worker"
         process.kill()
-        wait_until(lambda: not any(alive(pid) for pid in family), 5, "bus and worker are gone")
+        wait_until(lambda: not any(alive(pid) for pid in family), 5, "all of it is gone")
 
 
 @pytest.mark.parametrize("order", ["node first", "router first", "together", "all in one first"])
@@ -133,7 +133,7 @@ def test_processes_find_each_other_in_any_order(tmp_path: Path, order: str) -> N
         wait_models(router)
         assert ask(router).status_code == 200
         servers = [pid for process in it.processes for pid in children(process.popen.pid)]
-        assert len(servers) == 2, "one bus, one worker"
+        assert len(servers) == 3, "one bus, one history, one worker"
 
 
 def test_three_nodes_join_share_the_work_die_and_come_back(tmp_path: Path) -> None:
@@ -213,7 +213,8 @@ def test_a_bus_that_runs_already_is_used_and_none_is_started(tmp_path: Path) -> 
             it.bus_port = server.port
             process = it.start("serve", home="one").wait_ready()
             wait_models(process)
-            assert children(process.popen.pid) == []
+            commands = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children(process.popen.pid)]
+            assert not any(b"nats-server" in command for command in commands)
             assert not (tmp_path / "one" / "bus").exists()
             assert process.stop() == 0
             assert server.process is not None
