@@ -16,6 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from llmlb.bus.errors import ContextOverflow, EngineCrashed, InvalidRequest, LlmlbError
 from llmlb.bus.messages.infer import FinishReason, InferRequest, Timings, Usage
@@ -106,7 +107,8 @@ class LlamaCppEngine:
             embedding=True,
             tools=self.context.has_memory,
         )
-        self._self_test = SelfTest(self.model, self.context, self.slots) if self.context.has_memory else None
+        self._self_test: SelfTest | None = None
+        self._tested = not self.context.has_memory
 
     def _marker_pieces(self, template: str) -> dict[int, bytes]:
         """Control tokens that the reader of answers has to see; all others have no text."""
@@ -254,27 +256,33 @@ class LlamaCppEngine:
 
     def _test_a_little(self) -> bool:
         """Nothing to do: go on with the self-test. False when there is none left."""
-        if self._self_test is None:
+        if self._tested:
             return False
+        if self._self_test is None:
+            # The pair that was not used for longest: what the others hold may be asked for again.
+            first = min(range(max(1, self.slots - 1)), key=lambda seq: max(self._used_at[seq : seq + 2]))
+            pair = tuple(range(self.slots))[first : first + 2]
+            for seq in pair:
+                self._held[seq], self._after_prompt[seq] = kv.Held(), None
+            self._self_test = SelfTest(self.model, self.context, pair)
         safe = self._self_test.step()
         if safe is None:
             return True
-        self._self_test = None
-        self._held = [kv.Held() for _ in range(self.slots)]
-        self._after_prompt = [None] * self.slots
-        self.capabilities = Capabilities(
-            chat=self.capabilities.chat,
-            vision=self.capabilities.vision,
-            embedding=self.capabilities.embedding,
-            tools=self.capabilities.tools,
-            same_answer=safe,
-        )
+        self._self_test, self._tested = None, True
+        self.capabilities = replace(self.capabilities, same_answer=safe)
         return False
+
+    def _leave_test(self) -> None:
+        """There is something to do: the self-test begins anew later, as its sequences may be used."""
+        if self._self_test is not None:
+            self._self_test.leave()
+            self._self_test = None
 
     def _admit(self, sink: Sink) -> bool:
         """Give waiting requests free slots. True when one got its first token without computing anything."""
         said = False
         while self._pending and self._free:
+            self._leave_test()
             job = self._pending.popleft()
             held = list(self._held)
             for busy in [*self._answering, *self._prefilling]:

@@ -19,22 +19,26 @@ TOKENS = 5 * kv.BLOCK + 21 + TAIL
 
 
 class SelfTest:
-    """Uses the first two sequences; leaves them empty."""
+    """Uses one sequence or two that are next to each other; leaves them empty."""
 
-    def __init__(self, model: Model, context: Context, slots: int) -> None:
+    def __init__(self, model: Model, context: Context, sequences: tuple[int, ...]) -> None:
         self._model = model
         self._context = context
-        self._slots = slots
+        self._sequences = sequences
         self._work = self._run()
+        self.leave()
+
+    def leave(self) -> None:
+        """Empty its sequences: at its ends, and when it is given up because there is something to do."""
+        for sequence in self._sequences:
+            self._context.forget(sequence)
 
     def step(self) -> bool | None:
         """One call. None while it goes on; then True: answers stay the same, or False."""
         try:
             next(self._work)
         except StopIteration as stop:
-            self._context.forget(0)
-            if self._slots > 1:
-                self._context.forget(1)
+            self.leave()
             return bool(stop.value)
         return None
 
@@ -54,32 +58,33 @@ class SelfTest:
         size = min(TOKENS, self._context.tokens - 4)
         if size < 3 * kv.BLOCK + TAIL or not self._model.removable:
             return False
+        here, there = self._sequences[0], self._sequences[-1]
         tokens = [int(n) for n in np.random.default_rng(0).integers(0, self._model.vocabulary, size)]
-        one = yield from self._prefill(0, tokens, kv.BLOCK, kv.SMALL)
+        one = yield from self._prefill(here, tokens, kv.BLOCK, kv.SMALL)
         if one is None:
             return False
         # Alone, with a second row.
-        if self._context.decode([(tokens[1], size, 0, True), (tokens[2], size + 1, 0, True)]) != 0:
+        if self._context.decode([(tokens[1], size, here, True), (tokens[2], size + 1, here, True)]) != 0:
             return False
         first, second = np.array(self._context.logits(2))
-        self._context.forget(0, size)
+        self._context.forget(here, size)
         yield
         # The same row in a larger call, and the second one after it.
-        again = [(tokens[1], size, 0, True), *((tokens[2 + i], size + 1 + i, 0, i == 0) for i in range(2))]
+        again = [(tokens[1], size, here, True), *((tokens[2 + i], size + 1 + i, here, i == 0) for i in range(2))]
         if self._context.decode(again) != 0:
             return False
         third, fourth = np.array(self._context.logits(2))
         if not (np.array_equal(first, third) and np.array_equal(second, fourth)):
             return False
-        self._context.forget(0, size)
+        self._context.forget(here, size)
         yield
-        if self._slots < 2:
+        if here == there:
             return True
-        other = yield from self._prefill(1, tokens, 2 * kv.BLOCK + 7, 4)
+        other = yield from self._prefill(there, tokens, 2 * kv.BLOCK + 7, 4)
         if other is None or not np.array_equal(one, other):
             return False
         # Beside a neighbour.
-        if self._context.decode([(tokens[1], size, 0, True), (tokens[3], size, 1, True)]) != 0:
+        if self._context.decode([(tokens[1], size, here, True), (tokens[3], size, there, True)]) != 0:
             return False
         beside = np.array(self._context.logits(2)[0])
         yield

@@ -83,6 +83,23 @@ def test_an_answer_that_is_resumed_is_the_same(driver: Driver, alone: list[Heard
         assert resumed.usage.completion_tokens == answer.usage.completion_tokens
 
 
+def test_requests_in_the_middle_of_the_self_test_neither_spoil_it_nor_lose_their_cache() -> None:
+    engine = LlamaCppEngine(smollm2_options(slots=4, context=1024))
+    driver = Driver(engine, tested=False)
+    for asked in range(4):
+        for _ in range(3 * asked):
+            assert driver.step(), "the test is not over yet"
+        heard = driver.one(chat("What is the capital of Japan?", max_tokens=3))
+        assert heard.usage is not None
+        assert heard.usage.cached_tokens == (heard.usage.prompt_tokens if asked else 0)
+        assert not engine.capabilities.same_answer
+    while driver.step():
+        pass
+    assert engine.capabilities.same_answer
+    assert driver.one(chat("What is the capital of Japan?", max_tokens=3)).usage == heard.usage
+    engine.close()
+
+
 def test_what_waits_for_a_slot_is_never_forgotten() -> None:
     engine = LlamaCppEngine(smollm2_options(slots=1, context=256))
     driver = Driver(engine)

@@ -51,11 +51,12 @@ class Heard:
 class Driver:
     """Runs requests on an engine and collects their answers. Implements the engine's Sink."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, tested: bool = True) -> None:
+        """``tested``: after its self-test, which else takes place while nothing is asked."""
         self.engine = engine
         self._heard: dict[Handle, Heard] = {}
         self._handles = itertools.count(1)
-        while engine.step(self):  # the self-test
+        while tested and engine.step(self):
             pass
 
     def progress(self, handle: Handle, phase: Literal["queued", "prefill"], done: int, total: int) -> None:
