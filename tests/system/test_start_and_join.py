@@ -290,15 +290,16 @@ def test_a_worker_that_is_killed_takes_only_its_requests_and_comes_back(tmp_path
         ask(process, 1)
         bus_and_worker = children(process.popen.pid)
         pid = _worker(process)
-        results: list[httpx.Response] = []
-        thread = threading.Thread(target=lambda: results.append(ask(process, 800, temperature=0, stream=True)))
-        thread.start()
-        time.sleep(0.7)
-        os.kill(pid, signal.SIGKILL)
-        thread.join(20)
-        assert results[0].status_code == 200
-        assert '"code":"engine_crashed"' in results[0].text
-        assert "[DONE]" not in results[0].text, "a failed stream does not look like a whole one"
+        question = {"role": "user", "content": "Tell me a very long story."}
+        body = {"model": "smollm2", "messages": [question], "max_tokens": 800, "temperature": 0, "stream": True}
+        with httpx.stream("POST", f"{process.url}/v1/chat/completions", json=body, timeout=60) as answer:
+            assert answer.status_code == 200
+            parts = answer.iter_text()
+            text = next(parts)
+            os.kill(pid, signal.SIGKILL)
+            text += "".join(parts)
+        assert '"code":"engine_crashed"' in text
+        assert "[DONE]" not in text, "a failed stream does not look like a whole one"
         assert ask(process).status_code == 200, "the model is loaded again for the next request"
         assert _worker(process) not in bus_and_worker
 
