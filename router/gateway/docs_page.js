@@ -227,7 +227,7 @@ function parameters(op) {
 function answer(status, response) {
   const found = resolve(response);
   const parts = Object.entries(found.content || {}).map(([media, one]) => {
-    const events = media === "text/event-stream" && one.schema.properties.data.contentSchema;
+    const events = media === "text/event-stream" && (one.schema.properties.data.anyOf?.[0] ?? one.schema.properties.data).contentSchema;
     return make("div", {}, make("p", {}, make("code", {}, media)), events ? make("p", {}, "Each event is one of:") : null,
       body(events || one.schema));
   });

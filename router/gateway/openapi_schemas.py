@@ -12,6 +12,7 @@ from pydantic.json_schema import JsonSchemaMode
 from llmlb.bus.messages.base import Part
 from llmlb.router.gateway.openapi_entry import Entry
 from llmlb.router.gateway.openapi_errors import AnthropicError, Error
+from llmlb.router.gateway.openapi_openai import StreamFailed
 
 SWITCHING = 101
 TEMPLATE = "#/components/schemas/{model}"
@@ -70,7 +71,8 @@ class Schemas:
         if entry.answer is not None:
             out["application/json"] = self.media(entry.answer)
         if entry.events is not None:
-            out["text/event-stream"] = {"schema": _event([self.of(one) for one in get_args(entry.events)])}
+            kinds = get_args(entry.events)
+            out["text/event-stream"] = {"schema": _event([self.of(one) for one in kinds], ends=StreamFailed in kinds)}
         for media in entry.media:
             out[media] = {"schema": {"type": "string"}}
         return out
@@ -85,9 +87,13 @@ class Schemas:
         return f"{about} A stream of events with `stream: true`." if entry.events is not None else about
 
 
-def _event(payloads: list[dict[str, Any]]) -> dict[str, Any]:
-    """One event of a stream, as in itemSchema of OpenAPI 3.2. 3.1 has no word for the events; tools look here."""
-    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": {"anyOf": payloads}}
+def _event(payloads: list[dict[str, Any]], *, ends: bool) -> dict[str, Any]:
+    """One event of a stream, as in itemSchema of OpenAPI 3.2. 3.1 has no word for the events; tools look here.
+
+    ``ends``: the last one is ``[DONE]``, which is no JSON.
+    """
+    told = {"type": "string", "contentMediaType": "application/json", "contentSchema": {"anyOf": payloads}}
+    data = {"anyOf": [told, {"const": "[DONE]"}]} if ends else told
     return {
         "type": "object",
         "description": "one server-sent event",
