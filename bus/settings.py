@@ -283,6 +283,11 @@ def setting_help() -> list[tuple[str, str, str]]:
     return rows
 
 
+def child_environ(**defaults: str) -> dict[str, str]:
+    """This process's environment for a child, with these variables where the operator has set none."""
+    return {**defaults, **os.environ}
+
+
 def plain_terminal(environ: Mapping[str, str] | None = None) -> bool:
     """True where a terminal is to get text without escape sequences.
 
