@@ -13,7 +13,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from llmlb.bus.errors import Forbidden, LlmlbError, PullFailed
 from llmlb.node.pull.digest import STEP_BYTES, Digest, Follower
@@ -21,7 +21,7 @@ from llmlb.node.pull.hub import public
 from llmlb.node.pull.link import Changed, Link
 from llmlb.node.pull.partial import BLOCK, Partial
 from llmlb.node.pull.trouble import FIRST_S, MOST_S, Backoff, Passing, passes, retry_after_s
-from llmlb.node.pull.wire import TROUBLE, Answer, NotHttp, Unreachable, Wire
+from llmlb.node.pull.wire import TROUBLE, Answer, NotHttp, Unreachable, Wire, connections
 
 log = logging.getLogger("llmlb.node.pull.fetch")
 
@@ -45,7 +45,7 @@ class Limits:
     ``segment_bytes`` None: by the file's size. Times in seconds.
     """
 
-    connections: int = 4
+    connections: int = field(default_factory=connections)
     segment_bytes: int | None = None
     stall_s: float = 30.0
     connect_s: float = 10.0
