@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 import llmlb
-from llmlb.bus.settings import Settings
 from llmlb.cli.help_text import CHECK_CODES, CONTEXT, LOCAL_CODES, SERVING_CODES, epilog
 from llmlb.cli.lazy import LazyGroup
 from llmlb.cli.options import HostBoth, JsonFlag, LogFormat, NodePort, NoEmbeddedBus, RouterPort
@@ -64,6 +63,8 @@ def serve(
     log_format: LogFormat = None,
 ) -> None:
     """Start a bus, a router and a node for one machine, in the foreground."""
+    from llmlb.bus.settings import Settings
+
     settings = Settings.load(
         router_port=port,
         node_port=node_port,
@@ -80,6 +81,7 @@ def serve(
 @app.command(epilog=epilog("llmlb doctor", "llmlb doctor --json", codes=CHECK_CODES))
 def doctor(json: JsonFlag = False) -> None:
     """Check this machine and what it talks to; say what is wrong and what to do about it."""
+    from llmlb.bus.settings import Settings
     from llmlb.cli.doctor import run
 
     raise typer.Exit(run(Settings.load(), as_json=json))

@@ -1,5 +1,5 @@
-"""Names that a shell completes: ``llmlb __complete models|running|registered|nodes``, one a line. Called at each press
-of Tab, so without typer, with short timeouts, and silent whatever happens."""
+"""Names that a shell completes: ``llmlb __complete models|running|registered|nodes|shells``, one a line. Called at each
+press of Tab, so without typer, with short timeouts, and silent whatever happens."""
 
 from __future__ import annotations
 
@@ -32,6 +32,10 @@ _KINDS = {
 
 def names(kind: str) -> list[str]:
     """Those the server knows now; none where there is no server, no such kind, or no right to see them."""
+    if kind == "shells":
+        from llmlb.cli.completion import SHELLS
+
+        return list(SHELLS)
     if kind not in _KINDS:
         return []
     role, path, field, has, of_row = _KINDS[kind]

@@ -12,7 +12,7 @@ from typing import Any
 from llmlb.bus.errors import InvalidRequest
 
 SHELLS = ("bash", "zsh", "fish")
-_NAMES = {"model": "models", "models": "models", "node": "nodes"}
+_NAMES = {"model": "models", "models": "models", "node": "nodes", "shell": "shells"}
 """By the name of an argument: what it is completed with."""
 _EXCEPT = {
     "node stop": "running",
@@ -102,22 +102,59 @@ def _bash(found: list[Place]) -> str:
         f" options='{' '.join(name for name, _ in place.options)}' names='{place.names}' ;;"
         for place in found
     ]
-    paths = "|".join(f"'{place.path}'" for place in found if place.path)
-    return _BASH % {"paths": paths, "cases": "\n".join(cases)}
+    return _BASH % {"paths": _paths(found), "cases": "\n".join(cases)}
+
+
+def _paths(found: list[Place]) -> str:
+    """As a pattern of ``case``."""
+    return "|".join(f"'{place.path}'" for place in found if place.path)
+
+
+_ZSH = """#compdef llmlb llm-router
+# llmlb completion; load it with: source <(llmlb completion zsh)
+_llmlb() {
+    local place='' names='' i
+    local -a commands options found
+    [[ "${words[1]:t}" == llm-router ]] && place='router'
+    for ((i = 2; i < CURRENT; i++)); do
+        case "${place:+$place }${words[i]}" in
+            (%(paths)s) place="${place:+$place }${words[i]}" ;;
+        esac
+    done
+    case "$place" in
+%(cases)s
+    esac
+    if [[ "$PREFIX" == -* ]]; then
+        _describe -o option options
+    elif (( $#commands )); then
+        _describe command commands
+    elif [[ -n "$names" ]]; then
+        found=("${(@f)$(LLMLB_DEBUG='' llmlb __complete "$names" 2>/dev/null)}")
+        compadd -- "${(@)found:#}"
+    fi
+}
+(( $+functions[compdef] )) || { autoload -Uz compinit && compinit -i }
+compdef _llmlb llmlb llm-router"""
 
 
 def _zsh(found: list[Place]) -> str:
-    lines = _bash(found).split("\n")
-    lines[0] = "# llmlb completion; load it with: source <(llmlb completion zsh)"
-    return "\n".join(
-        [lines[0], "autoload -U +X compinit && compinit", "autoload -U +X bashcompinit && bashcompinit", *lines[1:]]
-    )
+    def described(rows: tuple[tuple[str, str], ...]) -> str:
+        return " ".join("'" + f"{name}:{help}".replace("'", "'\\''") + "'" for name, help in rows)
+
+    cases = [
+        f"        ('{place.path}') commands=({described(place.commands)})"
+        f" options=({described(place.options)}) names='{place.names}' ;;"
+        for place in found
+    ]
+    return _ZSH % {"paths": _paths(found), "cases": "\n".join(cases)}
 
 
 _FISH = """# llmlb completion; load it with: llmlb completion fish | source
 function __llmlb_path
     set -l path
-    for token in (commandline -opc)[2..-1]
+    set -l tokens (commandline -opc)
+    string match -qr -- '(^|/)llm-router$' $tokens[1]; and set path router
+    for token in $tokens[2..-1]
         string match -q -- '-*' $token; or set -a path $token
     end
     echo "$path"
@@ -128,7 +165,7 @@ end
 function __llmlb_at
     test (__llmlb_path) = "$argv"
 end
-complete -c llmlb -f"""
+complete -c llmlb -c llm-router -f"""
 
 
 def _fish(found: list[Place]) -> str:
@@ -138,10 +175,12 @@ def _fish(found: list[Place]) -> str:
     lines = [_FISH]
     for place in found:
         for name, help in place.commands:
-            lines.append(f"complete -c llmlb -n '__llmlb_at {place.path}' -a {name} -d {quoted(help)}")
+            lines.append(f"complete -c llmlb -c llm-router -n '__llmlb_at {place.path}' -a {name} -d {quoted(help)}")
         at = "__llmlb_at" if place.commands else "__llmlb_in"
         for name, help in place.options:
-            lines.append(f"complete -c llmlb -n '{at} {place.path}' -l {name[2:]} -d {quoted(help)}")
+            lines.append(f"complete -c llmlb -c llm-router -n '{at} {place.path}' -l {name[2:]} -d {quoted(help)}")
         if place.names:
-            lines.append(f"complete -c llmlb -n '__llmlb_in {place.path}' -a '(llmlb __complete {place.names})'")
+            lines.append(
+                f"complete -c llmlb -c llm-router -n '__llmlb_in {place.path}' -a '(llmlb __complete {place.names})'"
+            )
     return "\n".join(lines)

@@ -126,7 +126,7 @@ def add(
 
 @app.command(epilog=epilog("llmlb router model rm owner/model:Q4_K_M"))
 def rm(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Names or aliases of registered models.")],
+    models: Annotated[list[str], typer.Argument(metavar="MODEL", help="Names or aliases of registered models.")],
     json: JsonFlag = False,
 ) -> None:
     """Delete models from the cluster, without asking. Nodes remove the files; requests that run finish."""

@@ -56,7 +56,7 @@ def serve(
 @app.command("list", epilog=epilog("llmlb node list"))
 def list_models(
     beginning: Annotated[
-        str | None, typer.Argument(metavar="[BEGINNING]", help="Only models whose name or alias begins so.")
+        str | None, typer.Argument(metavar="BEGINNING", help="Only models whose name or alias begins so.")
     ] = None,
     json: JsonFlag = False,
 ) -> None:
@@ -133,6 +133,8 @@ def pull(
     from llmlb.cli import pull as pulls
     from llmlb.cli.pull_output import Terminal, output_for
 
+    if not model.strip():
+        raise InvalidRequest("there is no name of a model: owner/model, or an address on Hugging Face")
     if purge and not cancel:
         raise InvalidRequest("--purge goes with --cancel")
     if cancel:
@@ -153,7 +155,7 @@ def pull(
 
 @app.command(epilog=epilog("llmlb node rm owner/model", "llmlb node rm owner/a owner/b"))
 def rm(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Names or aliases of models.")],
+    models: Annotated[list[str], typer.Argument(metavar="MODEL", help="Names or aliases of models.")],
     json: JsonFlag = False,
 ) -> None:
     """Remove models from the node's disk, without asking; a loaded one is unloaded first."""
@@ -195,7 +197,7 @@ def stop(model: ModelArg, json: JsonFlag = False) -> None:
 @app.command(epilog=epilog('llmlb node run smollm2 "Why is the sky blue?"'))
 def run(
     model: ModelArg,
-    prompt: Annotated[list[str] | None, typer.Argument(metavar="[PROMPT]", help="Answer this and exit.")] = None,
+    prompt: Annotated[list[str] | None, typer.Argument(metavar="PROMPT", help="Answer this and exit.")] = None,
     think: Annotated[bool, typer.Option("--think", help="Show the model's thinking.")] = False,
     hidethinking: Annotated[bool, typer.Option("--hidethinking", help="Hide the model's thinking (default).")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Print tokens and speed after each answer.")] = False,

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
 
-from llmlb.bus.settings import parse_log_format
-
 
 def _log_format(text: str | None) -> str | None:
+    from llmlb.bus.settings import parse_log_format
+
     try:
         return None if text is None else parse_log_format(text)
     except ValueError as error:
@@ -59,4 +58,6 @@ LogFormat = Annotated[
 
 def show_json(value: object) -> None:
     """For people and programs: indented, in the characters it has."""
+    import json
+
     print(json.dumps(value, indent=2, ensure_ascii=False))

@@ -6,7 +6,6 @@ import functools
 import re
 from collections.abc import Sequence
 from typing import Any
-from unicodedata import combining, east_asian_width
 
 GAP = 2
 _SIZES = ((" B", 0), (" KB", 0), (" MB", 0), (" GB", 1), (" TB", 1))
@@ -68,6 +67,8 @@ def columns_of(text: str) -> int:
     """Columns of a terminal that a text takes: wide characters two, combining ones none."""
     if text.isascii():
         return len(text)
+    from unicodedata import combining, east_asian_width
+
     return sum(0 if combining(char) else 2 if east_asian_width(char) in "WF" else 1 for char in text)
 
 

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import sys
-import termios
 import threading
-from collections.abc import Iterator
-from types import FrameType
-from typing import NoReturn
 
 from llmlb.bus.errors import InvalidRequest, LlmlbError, ModelUnknown, RequestError
 from llmlb.bus.settings import Settings
@@ -20,6 +15,7 @@ from llmlb.cli.repl_ask import Talk
 from llmlb.cli.repl_images import begins_with_image, read_prompt
 from llmlb.cli.repl_output import Screen
 from llmlb.cli.repl_session import Session, SessionSettings
+from llmlb.cli.repl_terminal import as_it_was, ended_by_signals, no_echo
 
 HELP = """Available commands:
   /clear   forget the conversation
@@ -95,9 +91,10 @@ def run_repl(talk: Talk, settings: Settings) -> int:
     history = InMemoryHistory() if settings.no_history else open_history(settings.home / "history")
     reader = Reader(history, styled=talk.screen.styled)
     _load_ahead(settings, talk.session.model_name)
-    with _ended_by_signals():
+    with ended_by_signals(), as_it_was(), talk.interrupts:
         while True:
             try:
+                talk.interrupts.clear()
                 text = reader.read()
                 if not _turn(talk, text, settings):
                     return OK
@@ -114,7 +111,7 @@ def _turn(talk: Talk, text: str, settings: Settings) -> bool:
     if is_command(command) and not begins_with_image(command):
         return _command(talk.session, command)
     if command:
-        with _no_echo():
+        with no_echo():
             _ask(talk, text, settings)
     return True
 
@@ -171,37 +168,3 @@ def _load_ahead(settings: Settings, model: str) -> None:
         gateway.close()
 
     threading.Thread(target=load, name="load-ahead", daemon=True).start()
-
-
-@contextlib.contextmanager
-def _no_echo() -> Iterator[None]:
-    """What is typed while an answer comes is not mixed into it: the next prompt shows it."""
-    try:
-        descriptor = sys.stdin.fileno()
-        before = termios.tcgetattr(descriptor)
-    except (termios.error, OSError, ValueError):
-        yield
-        return
-    quiet = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
-    try:
-        termios.tcsetattr(descriptor, termios.TCSADRAIN, quiet)
-        yield
-    finally:
-        with contextlib.suppress(termios.error):
-            termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
-
-
-@contextlib.contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """A terminal that goes away and a kill end the session in order, with the terminal as it was."""
-
-    def leave(number: int, _frame: FrameType | None) -> NoReturn:
-        raise SystemExit(128 + number)
-
-    numbers = (signal.SIGTERM, signal.SIGHUP)
-    before = [signal.signal(number, leave) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)

@@ -15,6 +15,7 @@ from llmlb.cli.render import size
 from llmlb.cli.repl_images import Prompt, room
 from llmlb.cli.repl_output import Printer, Screen
 from llmlb.cli.repl_session import Message, Session, body_bytes
+from llmlb.cli.repl_terminal import Interrupts
 
 STATE_TIMEOUT_S = 1.0
 """For what is only asked to be shown; the answer does not wait longer for it."""
@@ -39,6 +40,7 @@ class Talk:
     ) -> None:
         self.session = session
         self.screen = screen
+        self.interrupts = Interrupts()
         self._gateway = gateway
         self._settings = settings
         self._verbose = verbose
@@ -83,12 +85,14 @@ class Talk:
         times = Times()
         usage: dict[str, Any] | None = None
         reason = None
-        printer.start()
         try:
+            self.interrupts.check()
+            printer.start()
             with self._gateway.stream(
                 "/v1/chat/completions", self.session.request(question), _Waiting(self, printer)
             ) as events:
                 for event in events:
+                    self.interrupts.check()
                     usage = event.get("usage") or usage
                     for choice in event.get("choices", []):
                         reason = choice.get("finish_reason") or reason
@@ -157,6 +161,7 @@ class _Waiting:
     printer: Printer
 
     def __call__(self, comment: str) -> None:
+        self.talk.interrupts.check()
         phase, _, place = comment.partition(" x-llmlb-queue-position=")
         if phase == "loading":
             self.printer.spinner.label = self.talk.loading()

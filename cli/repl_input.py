@@ -11,7 +11,10 @@ from prompt_toolkit.application import get_app
 from prompt_toolkit.formatted_text import FormattedText
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.input import Input
+from prompt_toolkit.input.typeahead import get_typeahead, store_typeahead
+from prompt_toolkit.input.vt100 import Vt100Input
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.keys import Keys
 from prompt_toolkit.output import Output
 from prompt_toolkit.output.color_depth import ColorDepth
 from prompt_toolkit.output.defaults import create_output
@@ -110,7 +113,26 @@ class Reader:
     def read(self) -> str:
         """One message. Raises EOFError for Ctrl+D, KeyboardInterrupt for Ctrl+C: see :attr:`was_empty`."""
         self._before = ""
-        return unquoted(self._session.prompt())
+        # Ctrl+C is a key here. Its signal is left alone, so that none is lost while the prompt is taken down.
+        text = unquoted(self._session.prompt(handle_sigint=False))
+        if self._stopped_at_once():
+            self._before = text
+            raise KeyboardInterrupt
+        return text
+
+    def _stopped_at_once(self) -> bool:
+        """True when Ctrl+C came between the Enter key and the end of the raw mode, in which it is no signal.
+
+        What else was typed there is kept for the next prompt.
+        """
+        terminal = self._session.app.input
+        if not isinstance(terminal, Vt100Input):
+            return False
+        with terminal.raw_mode():
+            keys = [*get_typeahead(terminal), *terminal.read_keys()]
+        stops = [at for at, press in enumerate(keys) if press.key == Keys.ControlC]
+        store_typeahead(terminal, keys[stops[-1] + 1 :] if stops else keys)
+        return bool(stops)
 
     @property
     def was_empty(self) -> bool:

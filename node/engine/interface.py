@@ -123,7 +123,7 @@ class Engine(Protocol):
         """Forget a request and free its slot at once. False when it is not here (it ended already)."""
 
     def interrupt(self, handle: Handle) -> None:
-        """A cancellation of this request is on its way. From any thread; may do nothing."""
+        """This request, or a cancellation of it, is on its way. From any thread; may do nothing."""
 
     def step(self, sink: Sink) -> bool:
         """Do one piece of work (a decode step, a piece of prefill). False when there was nothing to do."""

@@ -50,6 +50,8 @@ IDLE_SLICE_S = 2.5
 COALESCE_S = 0.02
 """Between two pieces of one answer: faster tokens share one. Each piece wakes up every process on its way to the
 client, and on a small machine takes time from the one that computes: 0.84 of llama-server's speed without it."""
+QUIET_S = 1.0
+"""So long after an answer the self-test goes on."""
 READ_CHARACTERS = 4096
 """Of a prompt are turned into tokens at once, some milliseconds; then running answers take a step."""
 _WHOLE = object()
@@ -100,7 +102,8 @@ class LlamaCppEngine:
         self._token_s = 0.0
         self._stop_prefill = threading.Event()
         self._prefill_handle: Handle | None = None
-        self.context.abort_when(self._stop_prefill.is_set)
+        self._stop_test = threading.Event()
+        self.context.abort_when(self._stopped)
         self.capabilities = Capabilities(
             chat=self.context.has_memory,
             vision=self._projector is not None and self._projector.vision,
@@ -201,9 +204,15 @@ class LlamaCppEngine:
             )
 
     def interrupt(self, handle: Handle) -> None:
-        """A cancellation of this request is on its way: end the prefill call it is in. From any thread."""
+        """A request, or a cancellation of it, is on its way: end the prefill call it is in, or one of the self-test,
+        which may take as long as a whole short prompt. From any thread."""
+        self._stop_test.set()
         if self._prefill_handle == handle:
             self._stop_prefill.set()
+
+    def _stopped(self) -> bool:
+        """Whether the call that runs is of no more use: one of a request, or else one of the self-test."""
+        return (self._stop_test if self._prefill_handle is None else self._stop_prefill).is_set()
 
     def cancel(self, handle: Handle) -> bool:
         for job in [*self._answering, *self._prefilling, *self._pending, *self._counted, *self._reading]:
@@ -227,6 +236,7 @@ class LlamaCppEngine:
     # Work
 
     def step(self, sink: Sink) -> bool:
+        idle = not (self._answering or self._prefilling or self._pending or self._reading or self._counted)
         while self._counted:
             job = self._counted.popleft()
             job.close()
@@ -244,7 +254,8 @@ class LlamaCppEngine:
         self._report_waiting(sink)
         if self._answering or self._prefilling or self._pending or self._reading or self._counted:
             return True
-        return self._test_a_little()
+        # What this step has said goes out before anything else is computed.
+        return self._test_a_little() if idle else True
 
     def _read_next(self, sink: Sink) -> None:
         """Some more of the long prompt whose turn it is."""
@@ -258,6 +269,10 @@ class LlamaCppEngine:
         """Nothing to do: go on with the self-test. False when there is none left."""
         if self._tested:
             return False
+        # It takes the cache of two sequences, which whoever asks again at once would have to compute anew.
+        if self._stop_test.wait(max(0.0, max(self._used_at) + QUIET_S - time.monotonic())):
+            self._stop_test.clear()  # a command is in the queue, or was taken out of it before this was set
+            return True
         if self._self_test is None:
             # The pair that was not used for longest: what the others hold may be asked for again.
             first = min(range(max(1, self.slots - 1)), key=lambda seq: max(self._used_at[seq : seq + 2]))
@@ -265,8 +280,13 @@ class LlamaCppEngine:
             for seq in pair:
                 self._held[seq], self._after_prompt[seq] = kv.Held(), None
             self._self_test = SelfTest(self.model, self.context, pair)
+        self.context.abortable(True)
         safe = self._self_test.step()
+        self.context.abortable(False)
         if safe is None:
+            return True
+        if not safe and self._stop_test.is_set():  # ended on the way, so it says nothing
+            self._leave_test()
             return True
         self._self_test, self._tested = None, True
         self.capabilities = replace(self.capabilities, same_answer=safe)

@@ -121,7 +121,7 @@ class Inbox:
     def __init__(self, sock: socket.socket) -> None:
         self.commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self.engine: Engine | None = None
-        """Told of a cancellation at once, so that it can end a long call."""
+        """Told of what comes at once, so that it can end a long call."""
         self._sock = sock
         threading.Thread(target=self._read, name="channel", daemon=True).start()
 
@@ -132,11 +132,13 @@ class Inbox:
             while data := self._sock.recv(1 << 16):
                 for frame in reader.feed(data):
                     self.commands.put(frame)
-                    if frame[0] is Kind.CANCEL and self.engine is not None:
+                    if frame[0] in (Kind.SUBMIT, Kind.CANCEL) and self.engine is not None:
                         self.engine.interrupt(frame[1])
         except OSError:
             pass
         self.commands.put(None)
+        if self.engine is not None:
+            self.engine.interrupt(-1)
 
 
 def make_engine(format: str, options: LoadOptions, progress: Callable[[float], None]) -> Engine:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import http.client
 import itertools
 import json
@@ -13,11 +14,12 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import httpx
 import pexpect
 
 from tests.bench import about, commands, report
 from tests.bench.report import Bar, Check
-from tests.support.cluster import Process, cluster
+from tests.support.cluster import Process, cluster, wait_until
 
 TITLE = "Command line"
 HELP_S, LISTING_S, FIRST_TOKEN = 0.15, 0.25, 1.10
@@ -25,8 +27,10 @@ QUESTIONS = 30
 MODEL = "smollm2"
 WAIT_S = 60.0
 _READY = re.compile(rb"\x1b\[\?2004h.*>>> ", re.DOTALL)
-_BEGUN = re.compile(rb"\x1b\[\?2004l(?:\x1b\[[0-9;?]*[A-Za-z]|\s|[\xe2][\xa0-\xa3][\x80-\xbf])*([^\s\x1b\xe2])")
-"""The first character of an answer: behind the end of the prompt, escape sequences and spinner left out."""
+_SPINNER = rb"\r\xe2[\xa0-\xa3][\x80-\xbf] [^\x1b]*\x1b\[K"
+_BEGUN = re.compile(rb"\x1b\[\?2004l(?:\x1b\[[0-9;?]*[A-Za-z]|" + _SPINNER + rb"|\s)*([^\s\x1b\xe2])")
+"""The first character of an answer: behind the end of the prompt, escape sequences and spinner, with what it says of
+the model (``Reading the prompt...``), left out."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,7 +70,11 @@ def _processes(process: Process, env: Mapping[str, str], runs: int) -> Iterator[
 
 
 def _first_token(process: Process, env: Mapping[str, str], count: int) -> Iterator[Check]:
-    """Both ask the same kind of question in turn, none of them twice."""
+    """Both ask the same kind of question in turn, none of them twice, of a model that has tested itself.
+
+    The self-test takes caches and begins anew after each answer that comes in between: who asks after a pause then
+    computes the whole prompt, who asks at once finds its beginning.
+    """
     assert process.node_port is not None
     talk = Conversation(process.node_port, env)
     numbers = itertools.count(100)
@@ -79,6 +87,7 @@ def _first_token(process: Process, env: Mapping[str, str], count: int) -> Iterat
                 talk.first_token_s(question(next(numbers))),
             )
             if at < 2:  # what is loaded and opened once
+                wait_until(functools.partial(_tested, process.node_port), WAIT_S, "the self-test of the model")
                 continue
             direct.append(one)
             shown.append(other)
@@ -90,6 +99,10 @@ def _first_token(process: Process, env: Mapping[str, str], count: int) -> Iterat
     assert taken is not None
     note = f"medians of {count}: {taken * 1000:.0f} ms ÷ {usual * 1000:.0f} ms"
     yield Check("first token in `llmlb node run` ÷ a direct streaming call", "", taken / usual, Bar(FIRST_TOKEN), note)
+
+
+def _tested(port: int) -> bool:
+    return bool(httpx.get(f"http://127.0.0.1:{port}/v0/ps", timeout=WAIT_S).json()["models"][0]["same_answer"])
 
 
 def question(number: int) -> str:
@@ -155,5 +168,6 @@ class Conversation:
 METHOD = f"""Whole processes, from start to exit, the first one of each not counted. The first token: {MODEL} on the CPU
 of this machine, in `llmlb serve`. In turn a question goes to the node's gateway by Python's `http.client` (until the
 first text is in the buffer) and to `llmlb node run` in a terminal of its own (from the Enter key to the first character
-on the screen; the answer is then stopped). No question is asked twice, and each conversation begins anew, so both have
+on the screen, the spinner's words left out; the answer is then stopped). It begins when the model's self-test is over,
+which takes the caches of idle slots. No question is asked twice, and each conversation begins anew, so both have
 the same few cached tokens."""

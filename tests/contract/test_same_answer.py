@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -84,7 +85,7 @@ def test_an_answer_that_is_resumed_is_the_same(driver: Driver, alone: list[Heard
 
 
 def test_requests_in_the_middle_of_the_self_test_neither_spoil_it_nor_lose_their_cache() -> None:
-    engine = LlamaCppEngine(smollm2_options(slots=4, context=1024))
+    engine = LlamaCppEngine(smollm2_options(slots=4, context=1024, threads=2))
     driver = Driver(engine, tested=False)
     for asked in range(4):
         for _ in range(3 * asked):
@@ -97,6 +98,36 @@ def test_requests_in_the_middle_of_the_self_test_neither_spoil_it_nor_lose_their
         pass
     assert engine.capabilities.same_answer
     assert driver.one(chat("What is the capital of Japan?", max_tokens=3)).usage == heard.usage
+    engine.close()
+
+
+def test_the_self_test_waits_until_an_answer_has_gone_out_and_a_request_ends_its_call() -> None:
+    engine = LlamaCppEngine(smollm2_options(slots=2, context=1024))
+    driver = Driver(engine, tested=False)
+    decode_run, codes = engine.context.decode_run, list[int]()
+
+    def watched(*call: Any, **more: Any) -> int:
+        codes.append(decode_run(*call, **more))
+        return codes[-1]
+
+    engine.context.decode_run = watched  # type: ignore[method-assign]
+    assert driver.one(chat("What is the capital of Japan?", max_tokens=3)).over
+    assert len(codes) == 1, "nothing but the prompt was computed before the end of the answer could be sent"
+
+    def comes() -> bool:
+        engine.interrupt(99)  # as the thread does that reads the socket, in the middle of a call
+        return own()
+
+    own = engine._stopped
+    engine.context.abort_when(comes)
+    for _ in range(4):
+        assert driver.step(), "an ended call says nothing of the model"
+    assert set(codes[1:]) == {2}
+    assert not engine.capabilities.same_answer
+    engine.context.abort_when(own)
+    while driver.step():
+        pass
+    assert engine.capabilities.same_answer
     engine.close()
 
 

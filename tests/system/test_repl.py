@@ -35,7 +35,7 @@ def tiny(folder: Path, template: str = tiny_models.TEMPLATE, *, vision: bool = F
 @pytest.fixture(scope="module")
 def talking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """``llmlb serve`` with SmolLM2, a model that sees and one that thinks, and a small context."""
-    settings = {"LLMLB_CONTEXT_LENGTH": "384", "LLMLB_NUM_THREADS": "2"}
+    settings = {"LLMLB_CONTEXT_LENGTH": "384"}
     with cluster(tmp_path_factory.mktemp("repl"), **settings) as it:
         tiny(it.root / "one" / "models" / EYES, vision=True)
         tiny(it.root / "one" / "models" / THINKER, THINKS)
@@ -224,7 +224,7 @@ def test_a_terminal_that_goes_away_ends_the_session(run: Run, talking: Served) -
 
 
 def test_a_server_that_goes_away_in_an_answer_leaves_the_session(tmp_path: Path) -> None:
-    with cluster(tmp_path, LLMLB_NUM_THREADS="2") as it:
+    with cluster(tmp_path) as it:
         process = it.start("serve", home="one").wait_ready()
         host = f"127.0.0.1:{process.node_port}"
         env = it.environ(tmp_path / "home", LLMLB_HOST=host, NO_COLOR="")

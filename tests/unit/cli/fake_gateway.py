@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+from tests.support import forks
 
 MODEL = {
     "name": "owner/a",
@@ -40,14 +41,7 @@ def environ(**env: str) -> dict[str, str]:
 
 
 def run(*command: str, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "llmlb", *command],
-        env=environ(**env),
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
+    return forks.run("llmlb", *command, env=environ(**env), stdin=stdin, timeout_s=30)
 
 
 def stream(*events: object, finish: bool = True, done: bool = True) -> bytes:

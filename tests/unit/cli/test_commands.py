@@ -18,7 +18,7 @@ HEAVY = "{'httpx', 'pydantic', 'nats', 'faststream', 'sanic', 'llama_cpp', 'prom
 def heavy_imports(command: list[str], host: str = "127.0.0.1:1") -> set[str]:
     """What a command, as a process of its own, imports of what takes long."""
     code = (
-        "import sys, llmlb.cli.main as main\n"
+        "import os, sys, llmlb.cli.main as main\nos._exit = sys.exit\n"
         f"sys.argv = ['llmlb', *{command}]\n"
         "try: main.main()\n"
         "except SystemExit as end: assert not end.code\n"
@@ -100,7 +100,9 @@ def test_a_host_that_does_not_exist_is_exit_2_and_no_password_is_shown() -> None
     [
         (["node", "frobnicate"], {}, "No such command"),
         (["node", "show"], {}, "Missing argument"),
-        (["node", "list", "--nope"], {}, "No such option"),
+        (["node", "list", "--nope"], {}, "No such option: --nope. See: llmlb node list --help"),
+        (["node", "serve", "--port", "abc"], {}, "Invalid value for '--port': not a whole number. See: "),
+        (["node", "pull", " "], {}, "there is no name of a model"),
         (["node", "list"], {"LLMLB_HOST": "ftp://x"}, "LLMLB_HOST='ftp://x' is wrong"),
         (["node", "serve"], {"XLLM_PORT": "hello"}, "XLLM_PORT='hello' is wrong"),
         (["node", "serve"], {"LLMLB_BUS_URL": "x"}, "LLMLB_BUS_URL='x' is wrong"),
