@@ -27,7 +27,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from pydantic import ValidationError
 
-from llmlb.bus import codec
+from llmlb.bus import codec, publishing
 from llmlb.bus.errors import (
     BadMessage,
     BusDown,
@@ -249,7 +249,7 @@ class Bus:
         if not self.connected:
             raise BusDown("the bus is away")
         try:
-            await self.client.publish(subject, data, reply=reply)
+            await publishing.publish(self.client, subject, data, reply)
         except (nats.errors.Error, OSError) as error:
             raise map_nats_error(error) from error
 

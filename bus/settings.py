@@ -142,6 +142,13 @@ class Settings:
     max_body_bytes: int = _setting(
         "LLMLB_MAX_BODY", 20_000_000, values.body_size, "largest HTTP request body, up to 100MB", shown="20MB"
     )
+    body_budget_bytes: int | None = _setting(
+        "LLMLB_BODY_BUDGET",
+        None,
+        parse_size,
+        "what the HTTP request bodies of more than 1 MB that a gateway is at work on may have together",
+        shown="1GB, or an eighth of the memory",
+    )
     client_timeout_s: float = _setting(
         "LLMLB_CLIENT_TIMEOUT",
         30.0,

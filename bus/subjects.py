@@ -33,7 +33,7 @@ ROUTER_OPS = (
     *("hub_models", "register_model", "delete_model", "search_catalog", "download_model"),
     *("tasks", "cancel_task"),
 )
-EVENT_TOPICS = ("node",)
+EVENT_TOPICS = ("node", "model", "task")
 
 _NODE_ID = re.compile(r"[0-9a-f]{32}")
 _TOKEN = re.compile(r"[A-Za-z0-9_-]+")
@@ -178,6 +178,11 @@ def api_key_key(key_id: str) -> str:
 def keys_used() -> str:
     """Where gateways tell each other what API keys with limits have used."""
     return f"{ROOT}.gateway.keys"
+
+
+def logins_tried() -> str:
+    """Where gateways tell each other of attempts to log in."""
+    return f"{ROOT}.gateway.logins"
 
 
 def sessions_key(user_id: str) -> str:

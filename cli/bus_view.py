@@ -241,6 +241,9 @@ _TELLERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "llmlb.event.node_state_changed.v1": lambda body: (
         f"{body['name']}: {body.get('before') or 'new'} → {body['after']}, {body['reason']}"
     ),
+    "llmlb.event.task_changed.v1": lambda body: (
+        f"{body['task']['model']} on {body['node_name']}: {body['task']['status']}"
+    ),
     "llmlb.node.identify.v1": lambda body: f"{body['name']} asks who has its id",
 }
 

@@ -25,7 +25,7 @@ _BULLET = re.compile(r"([ \t]*)[-*+][ \t]+(?=\S)")
 _NUMBER = re.compile(r"[ \t]*\d{1,9}[.)][ \t]+(?=\S)")
 _QUOTE = re.compile(r" {0,3}(>[ \t]?)+")
 _MAYBE_NUMBER = re.compile(r"[ \t]*\d{1,9}([.)][ \t]*)?")
-_UNDECIDED = re.compile(r"[ \t]*(#{0,6}|[-*+]|>)[ \t]*|[ \t]*(\*\*?|__?)| {0,3}(`{1,2}|~{1,2})")
+_UNDECIDED = re.compile(r"[ \t]*(#{0,6}|[-*+]|(?:>[ \t]?)+)[ \t]*|[ \t]*(\*\*?|__?)| {0,3}(`{1,2}|~{1,2})")
 
 
 class Markdown:

@@ -45,6 +45,7 @@ from llmlb.router.history_process import HistoryProcess
 from llmlb.router.hub.hub import ModelHub
 from llmlb.router.identity.directory import Directory
 from llmlb.router.identity.office import Office
+from llmlb.router.live import Live
 from llmlb.router.metrics import Metrics
 from llmlb.router.node_rpc import NodeRpc
 from llmlb.router.responses import ResponseStore
@@ -101,6 +102,7 @@ class RouterRole:
         control.register(self.bus)
         self.hub = ModelHub(self.bus, self.fleet)
         self.hub.register_rpc()
+        self._live = Live(self.bus, self.fleet, self.hub, llmlb.__version__)
         self.directory = Directory(self.bus)
         self._office = Office(self.directory, time.monotonic)
         self.ready = _Ready(self.bus, self.directory)
@@ -116,6 +118,7 @@ class RouterRole:
                     readiness=self.ready,
                     router_ops=control,
                     model_ops=self.hub,
+                    live=self._live,
                     node_ops=None,
                     node_id=None,
                     history=self._history,
@@ -140,6 +143,7 @@ class RouterRole:
         await self.fleet.start()
         await self.hub.start()
         await self._dispatcher.start()
+        await self._live.start()
         if not self._worker:
             self._history.start()
         if self._workers is not None:
@@ -148,7 +152,9 @@ class RouterRole:
     async def stop(self) -> None:
         if self._workers is not None:
             await self._workers.stop()
+        self._live.end_clients()
         await self.server.stop(self._settings.drain_timeout_s)
+        await self._live.close()
         await self._dispatcher.close()
         await self._history.close()
         await self.hub.close()

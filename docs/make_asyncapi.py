@@ -20,8 +20,14 @@ from llmlb.bus import subjects
 from llmlb.bus.connection import Bus
 from llmlb.bus.messages.base import Message
 from llmlb.bus.messages.errors import RpcFailed
-from llmlb.bus.messages.events import NodeStateChanged
-from llmlb.bus.messages.identity import KeysUsed
+from llmlb.bus.messages.events import (
+    ClusterModelReady,
+    ClusterModelRegistered,
+    ClusterModelRemoved,
+    ClusterTaskChanged,
+    NodeStateChanged,
+)
+from llmlb.bus.messages.identity import KeysUsed, LoginTried
 from llmlb.bus.messages.infer import (
     Accepted,
     CancelRequest,
@@ -43,6 +49,7 @@ from llmlb.router.control import RouterControl
 from llmlb.router.fleet import Fleet
 from llmlb.router.history import RequestCount
 from llmlb.router.hub.hub import ModelHub
+from llmlb.router.live_feed import KINDS, PROTOCOL
 
 OUT = Path(__file__).parent / "asyncapi.json"
 NODE = "0" * 32
@@ -56,15 +63,37 @@ DATA_PLANE: list[tuple[str, type[Message]]] = [
     (subjects.infer(NODE), InferRequest),
     (subjects.cancel(NODE), CancelRequest),
     (subjects.event("node"), NodeStateChanged),
+    (subjects.event("task"), ClusterTaskChanged),
     (subjects.request_record(NODE), RequestRecord),
     (subjects.pull(NODE), PullTask),
     (subjects.progress(NODE, TASK), PullProgress),
     (subjects.response("RESPONSE"), StoredResponse),
     (subjects.keys_used(), KeysUsed),
+    (subjects.logins_tried(), LoginTried),
 ]
 REPLIES: tuple[type[Message], ...] = (Accepted, Progress, Delta, End, Failed)
 REPLY = subjects.reply("GATEWAY", "STREAM")
+OF_MODELS: tuple[type[Message], ...] = (ClusterModelRegistered, ClusterModelReady, ClusterModelRemoved)
 RPC_REPLY = "rpc.reply"
+_TEXT, _YES = {"type": "string"}, {"type": "boolean"}
+_TEXTS = {"type": "array", "items": _TEXT}
+SOCKET_ONLY: dict[str, dict[str, Any]] = {
+    "hello": {
+        "protocol": {"const": PROTOCOL},
+        "version": {**_TEXT, "description": "of the router"},
+        "stream": {"type": ["string", "null"], "description": "what the ids are of; goes with `after`"},
+        "bus": {**_YES, "description": "whether the bus is there"},
+        "types": {**_TEXTS, "description": "what will be sent"},
+    },
+    "reset": {"reason": _TEXT, "read": {**_TEXTS, "description": "lists to read anew"}, "stream": _TEXT},
+    "bus": {"connected": _YES},
+}
+SOCKET_TEXTS = {
+    "hello": "The first message.",
+    "reset": "What was missed is not there any more: read the lists anew, and go on after this id.",
+    "bus": "The bus is away, or back; the socket stays.",
+    "task_changed": "A download has another status; or, without id, how far it is: at most twice a second.",
+}
 
 
 def _buses() -> list[Bus]:
@@ -81,10 +110,49 @@ def _data_plane() -> NatsBroker:
     data = NatsBroker()
     for subject, message in DATA_PLANE:
         data.publisher(subject, title=subject, description=message.__doc__, schema=message)
-    for message in REPLIES:
-        title = f"{REPLY}.{message.__name__}"
-        data.publisher(REPLY, title=title, description=message.__doc__, schema=message)
+    for subject, messages in ((REPLY, REPLIES), (subjects.event("model"), OF_MODELS)):
+        for message in messages:
+            title = f"{subject}.{message.__name__}"
+            data.publisher(subject, title=title, description=message.__doc__, schema=message)
     return data
+
+
+def _add_socket(body: dict[str, Any]) -> None:
+    """``/v0/ws`` of a router's gateway: the same events, in an envelope. What it is asked with is in openapi.json."""
+    body["servers"]["gateway"] = {"host": "127.0.0.1:32768", "protocol": "ws"}
+    payloads = {name: {"$ref": f"#/components/schemas/{cls.__name__}"} for cls, name in KINDS.items()} | {
+        name: {"type": "object", "required": list(fields), "properties": fields} for name, fields in SOCKET_ONLY.items()
+    }
+    messages = {}
+    for name, data in payloads.items():
+        body["components"]["messages"][f"ws:{name}"] = {
+            "title": name,
+            "description": SOCKET_TEXTS.get(name, "An event of the bus, without its `type` and `sent_at`."),
+            "payload": {
+                "type": "object",
+                "required": ["v", "id", "type", "at", "data"],
+                "properties": {
+                    "v": {"const": PROTOCOL},
+                    "id": {"type": ["integer", "null"], "description": "the stream's number; null: not kept"},
+                    "type": {"const": name},
+                    "at": {"type": "number", "description": "Unix seconds"},
+                    "data": data,
+                },
+            },
+        }
+        messages[name] = {"$ref": f"#/components/messages/ws:{name}"}
+    body["channels"]["ws"] = {
+        "address": "/v0/ws",
+        "description": "One WebSocket a client. Clients send nothing. See docs/api.md, Events.",
+        "messages": messages,
+        "servers": [{"$ref": "#/servers/gateway"}],
+        "bindings": {"ws": {"method": "GET"}},
+    }
+    body["operations"]["ws"] = {
+        "action": "send",
+        "channel": {"$ref": "#/channels/ws"},
+        "messages": [{"$ref": f"#/channels/ws/messages/{name}"} for name in messages],
+    }
 
 
 def _add_answers(body: dict[str, Any], buses: list[Bus]) -> None:
@@ -139,6 +207,7 @@ def document() -> str:
     for channel in body.get("channels", {}).values():
         channel["servers"] = [{"$ref": "#/servers/bus"}]
     _add_answers(body, buses)
+    _add_socket(body)
     return _replace(json.dumps(body, indent=1, sort_keys=True, ensure_ascii=False)) + "\n"
 
 

@@ -1,4 +1,8 @@
-"""Says what happened to nodes: in the log, and as events in the stream LLMLB_EVENTS."""
+"""Says what happened: to nodes, in the log; and all of it as events in the stream LLMLB_EVENTS.
+
+Every router sees the same and says it. Each event has a text that is the same at all of them: of those, the stream
+keeps the first (``Nats-Msg-Id``, two minutes); what was told before is known from the stream (:attr:`Announcer.told`).
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,14 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import nats.errors
 
 from llmlb.bus import subjects
 from llmlb.bus.connection import Bus, map_nats_error
 from llmlb.bus.errors import LlmlbError
+from llmlb.bus.messages.base import Message
 from llmlb.bus.messages.events import NodeStateChanged
 from llmlb.bus.streams import ensure_streams
 from llmlb.bus.tasks import Background
@@ -26,6 +31,8 @@ AGAIN_S = 2.0
 FIRST_S = 3.0
 ALIKE_S = 10.0
 TRIES = 3
+KNOWN_S = 10.0
+"""How long events wait until it is known what is in the stream."""
 
 
 class Announcer:
@@ -33,7 +40,16 @@ class Announcer:
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
-        self._waiting: deque[tuple[NodeStateChanged, str]] = deque(maxlen=MOST_WAITING)
+        self._waiting: deque[tuple[str, Message, str]] = deque(maxlen=MOST_WAITING)
+        """Topic, event, and the text that is the same at every router."""
+        self.told: Callable[[Message], bool] = lambda _: False
+        """Whether an event is in the stream already, as far as is known: asked right before it is stored."""
+        self.since: Callable[[Message], str] = lambda _: ""
+        """What was told of the same thing last: part of the text that tells an event from others."""
+        self.stored: Callable[[Message], None] = lambda _: None
+        """Told of each event that is in the stream now."""
+        self.known: Callable[[], Awaitable[object]] | None = None
+        """Returns when it is known what is in the stream."""
         self._dropped = 0
         self._closing = False
         self._wake = asyncio.Event()
@@ -71,43 +87,60 @@ class Announcer:
                 step.after,
                 step.reason,
             )
-            self._dropped += len(self._waiting) == MOST_WAITING
             event = NodeStateChanged(
-                node_id=step.node_id, name=name, before=step.before, after=step.after, reason=step.reason
+                node_id=step.node_id,
+                name=name,
+                before=step.before,
+                after=step.after,
+                reason=step.reason,
+                instance=instance,
             )
-            # Every router sees the same and says it: stored once, as long as they do so within the same 10 seconds.
+            # Two routers that say it in the same 10 seconds; where a border is between them, ``told`` knows.
             once = f"{step.node_id}.{instance}.{step.before}.{step.after}.{int(event.sent_at / ALIKE_S)}"
-            self._waiting.append((event, once))
-            self._wake.set()
+            self.tell("node", event, once)
+
+    def tell(self, topic: str, event: Message, once: str) -> None:
+        """Store an event; never waits. ``once``: the same text for the same change at every router."""
+        self._dropped += len(self._waiting) == MOST_WAITING
+        self._waiting.append((topic, event, once))
+        self._wake.set()
 
     async def _run(self, made: bool) -> None:
         while not made and not self._closing:
             await asyncio.sleep(AGAIN_S)
             await self._bus.wait_up()
             made = await self._ensure()
+        if self.known is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(KNOWN_S):
+                    await self.known()
         while not self._closing:
             await self._wake.wait()
             self._wake.clear()
             while self._waiting:
                 await self._store(*self._waiting.popleft())
             if self._dropped:
-                log.warning("node_events_dropped count=%d", self._dropped)
+                log.warning("events_dropped count=%d", self._dropped)
                 self._dropped = 0
 
-    async def _store(self, event: NodeStateChanged, once: str) -> None:
+    async def _store(self, topic: str, event: Message, once: str) -> None:
         for attempt in range(TRIES):
             if self._closing:
                 return
             await self._bus.wait_up()
+            if self.told(event):
+                return
             try:
-                await self._bus.publish_stored(subjects.event("node"), event, once=once)
+                since = self.since(event)
+                await self._bus.publish_stored(subjects.event(topic), event, once=f"{once}.{since}" if since else once)
+                self.stored(event)
                 return
             except LlmlbError as error:
                 # The stream may have gone with the bus's store.
                 log.log(
                     logging.WARNING if attempt == TRIES - 1 else logging.DEBUG,
-                    "event_not_stored node=%s error=%s",
-                    event.node_id[:12],
+                    "event_not_stored event=%s error=%s",
+                    once,
                     error.message,
                 )
                 await asyncio.sleep(AGAIN_S)

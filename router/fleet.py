@@ -77,6 +77,8 @@ class Fleet:
         """Further names for the models of a node."""
         self.why_not: Callable[[str], LlmlbError | None] = lambda _: None
         """Why a model that the cluster shall have can't be asked."""
+        self.on_models: list[Callable[[str], None]] = []
+        """Called with a node's id when it has said what it has."""
 
     async def start(self) -> None:
         """Listen. Returns when the bus is up and the subscription stands."""
@@ -140,6 +142,8 @@ class Fleet:
             self._rename(node)
             node.inventory = (beat.instance, said.inventory)
             self._heard(beat.node_id, node, time.monotonic())
+            for callback in self.on_models:
+                callback(beat.node_id)
         except LlmlbError as error:
             log.warning("inventory_failed node=%s error=%s", beat.node_id[:12], error.message)
         finally:

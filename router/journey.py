@@ -68,6 +68,7 @@ class Journey:
     _kept: int = 0
     """Characters of text, thinking and calls that are kept for the record."""
     bytes_out: int = 0
+    _characters: int | None = None
 
     def next_request(self, name: str) -> InferRequest:
         """What the next node is asked: to go on after what the client has."""
@@ -149,8 +150,10 @@ class Journey:
 
     def characters(self) -> int:
         """Length of the prompt."""
-        request = self.request
-        return len(request.prompt or "") + sum(len(message.content) for message in request.messages)
+        if self._characters is None:
+            request = self.request
+            self._characters = len(request.prompt or "") + sum([len(message.content) for message in request.messages])
+        return self._characters
 
     def record(self) -> Record:
         """How it went."""
@@ -185,8 +188,8 @@ class Journey:
             bytes_in=call.bytes_in,
             bytes_out=self.bytes_out,
             request_body=call.body,
-            answer=kept_text("".join(self._text)) or None,
-            reasoning=kept_text("".join(self._thoughts)) or None,
+            answer=kept_text("".join(self._text)) if self._text else None,
+            reasoning=kept_text("".join(self._thoughts)) if self._thoughts else None,
             tool_calls=[replace(one, arguments=kept_text(one.arguments)) for one in self._calls.values()],
             started_at=time.time() - (now - call.arrived),
             first_token_ms=None if self.first_at is None else (self.first_at - call.arrived) * 1000,

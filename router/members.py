@@ -21,7 +21,7 @@ from llmlb.bus.messages.nodes import Heartbeat, NodeRecord
 from llmlb.bus.tasks import Background
 from llmlb.router.announcer import Announcer
 from llmlb.router.instances import Instances
-from llmlb.router.membership import SUSPECT_AFTER_S, Membership
+from llmlb.router.membership import SUSPECT_AFTER_S, Membership, Transition
 from llmlb.router.mirror import Mirror
 from llmlb.router.tokens import JoinTokens
 
@@ -66,6 +66,11 @@ class Members:
         self._mirror = Mirror(bus, subjects.BUCKET_NODES, self._on_record)
         self.tokens = JoinTokens(bus)
         self._background = Background("members")
+
+    @property
+    def announcer(self) -> Announcer:
+        """Stores events of the cluster."""
+        return self._announcer
 
     async def start(self) -> None:
         """Read the records and tokens; takes some seconds at most. What fails is tried again behind it."""
@@ -155,6 +160,7 @@ class Members:
     def _on_record(self, node_id: str, value: bytes | None) -> None:
         """The bucket has another record than before; None: an admin removed the node."""
         if value is None:
+            self._say_removed(node_id)
             self._records.pop(node_id, None)
             self._beats.pop(node_id, None)
             self._judged.pop(node_id, None)
@@ -174,6 +180,12 @@ class Members:
         reason = "an admin refused it" if record.rejected else f"approved: {record.approved_by}"
         self._announcer.announce(self._membership.decide(node_id, approved=approved, reason=reason), self._about)
         self._changed(node_id)
+
+    def _say_removed(self, node_id: str) -> None:
+        state = self._membership.state(node_id)
+        if state not in (None, "offline"):
+            gone = Transition(node_id, state, "offline", "an admin removed it")
+            self._announcer.announce([gone], self._about)
 
     def _outdated(self, record: NodeRecord | None, beat: Heartbeat) -> bool:
         if record is None or (record.name, record.gateway) != (beat.name, beat.gateway):

@@ -72,6 +72,8 @@ def place(table: Table, ask: Ask) -> Placement | None:
         return None
     prompt = max(1, ask.prompt_tokens)
     answer = min(ask.max_tokens or math.inf, table.costs.answer_tokens)
+    if not ask.warm and not ask.exclude and (few := table.few(prompt, answer, ask.queued)) is not None:
+        return _place_few(table, ask, few, answer)
     costs = table.weighed(prompt, answer, ask.queued)
     for node_id, cached in ask.warm.items():
         if (row := table.warm(node_id)) is not None:
@@ -85,6 +87,19 @@ def place(table: Table, ask: Ask) -> Placement | None:
     (alike,) = (costs <= least + ALIKE * _one_more(table, prompt, answer)).nonzero()
     best = int(alike[table.turn[alike].argmin()]) if len(alike) > 1 else int(alike[0])
     return _placement(table, ask, best, float(costs[best]))
+
+
+def _place_few(table: Table, ask: Ask, costs: list[float], answer: float) -> Placement | None:
+    """The same decision without numpy, whose calls cost more than so few numbers do."""
+    least = min(costs)
+    if least == math.inf:
+        return None
+    limit = least + ALIKE * _one_more(table, max(1, ask.prompt_tokens), answer)
+    best, first = -1, 0
+    for index, cost in enumerate(costs):
+        if cost <= limit and (best < 0 or table.entry(index).turn < first):
+            best, first = index, table.entry(index).turn
+    return _placement(table, ask, best, costs[best])
 
 
 def _saved(prompt: int, cached: int) -> int:
@@ -101,11 +116,11 @@ def _one_more(table: Table, prompt: float, answer: float) -> float:
 def _placement(table: Table, ask: Ask, index: int, cost_s: float) -> Placement:
     entry = table.entry(index)
     running, slots = entry.running, entry.slots
-    state = {"ready": "loaded", "loading": "loading", "cold": "cold"}[entry.row.state]
+    state = "loaded" if entry.row.state == "ready" else entry.row.state
     text = f"{state}, {min(running, slots)} of {slots} slots busy"
     if running > slots:
         text += f", {running - slots} waiting"
-    if entry.row.state == "ready" and (saved := _saved(ask.prompt_tokens, ask.warm.get(entry.node_id, 0))):
+    if ask.warm and entry.row.state == "ready" and (saved := _saved(ask.prompt_tokens, ask.warm.get(entry.node_id, 0))):
         text += f", warm {saved} of {ask.prompt_tokens} tokens"
     if entry.row.penalty_s >= 0.01:
         text += f", {entry.row.penalty_s:.1f} s for failures"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import Any, ClassVar, TypeVar
 
@@ -24,6 +25,30 @@ def changed(part: P, **fields: Any) -> P:
     object.__setattr__(twin, "__pydantic_extra__", None)
     object.__setattr__(twin, "__pydantic_private__", None)
     return twin
+
+
+def made(cls: type[P], fields: dict[str, Any]) -> P:
+    """A part or message of values that were validated already; what is not among them has its default.
+
+    For the path of a request: validating 50 fields that a body's schema has just validated costs 30 µs. ``fields``
+    becomes the object's own. Every field without a plain default is to be among them.
+    """
+    twin = cls.__new__(cls)
+    object.__setattr__(twin, "__dict__", {**_defaults(cls), **fields})
+    object.__setattr__(twin, "__pydantic_fields_set__", set(fields))
+    object.__setattr__(twin, "__pydantic_extra__", None)
+    object.__setattr__(twin, "__pydantic_private__", None)
+    return twin
+
+
+@functools.cache
+def _defaults(cls: type[Part]) -> dict[str, Any]:
+    """The plain defaults of a class; they are immutable, as every part is frozen."""
+    return {
+        name: field.default
+        for name, field in cls.model_fields.items()
+        if not field.is_required() and field.default_factory is None
+    }
 
 
 class Message(Part):

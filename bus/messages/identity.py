@@ -109,3 +109,18 @@ class KeysUsed(Message):
     gateway_id: str = Field(description="the gateway process that says so")
     asks: bool = Field(default=False, description="the sender is new, or was away: all are to say what they know")
     keys: tuple[KeyUse, ...] = Field(default=(), description="those whose use changed, or is under way")
+
+
+class LoginTried(Message):
+    """Gateway → every gateway, at once when somebody tries to log in, and when it is known how that went.
+
+    Without an answer; what is lost makes guessing a little faster.
+    """
+
+    type: Literal["llmlb.identity.login_tried.v1"] = "llmlb.identity.login_tried.v1"
+    gateway_id: str = Field(description="the gateway process that says so")
+    name: str = Field(
+        default="", max_length=64, description="digest of the user's name; empty: an invitation was tried"
+    )
+    peer: str = Field(max_length=128, description="address or network that the attempt came from")
+    outcome: Literal["began", "failed", "succeeded"] = Field(description="what happened to the attempt")

@@ -30,9 +30,8 @@ from llmlb.bus.messages.infer import (
 )
 from llmlb.bus.tasks import Background
 from llmlb.router.call import Call, Direct
-from llmlb.router.gateway import sse
 from llmlb.router.gateway.calls import call_of
-from llmlb.router.gateway.http_errors import id_headers
+from llmlb.router.gateway.short_way import EventStream, begin_events, send_json
 
 log = logging.getLogger("llmlb.router.gateway.answers")
 
@@ -219,8 +218,8 @@ async def respond_whole(
 
 
 async def _respond_one(
-    events: AsyncGenerator[Event, None], shape: Shape, direct: Direct, before_end: BeforeEnd | None
-) -> HTTPResponse:
+    request: Request, events: AsyncGenerator[Event, None], shape: Shape, direct: Direct, before_end: BeforeEnd | None
+) -> HTTPResponse | None:
     """As :func:`respond_whole` for one choice, which most requests want: nothing to merge."""
     answer = Answer()
     direct.piece = answer.take
@@ -231,7 +230,7 @@ async def _respond_one(
         raise LlmlbError("the answer has no end")
     if before_end is not None:
         await before_end(answer)
-    return raw(orjson.dumps(shape.whole([answer], answer.end.usage)), content_type="application/json")
+    return await send_json(request, orjson.dumps(shape.whole([answer], answer.end.usage)))
 
 
 async def respond_stream(
@@ -251,6 +250,7 @@ async def respond_stream(
     response = None
     opened: set[int] = set()
     ends: dict[int, End] = {}
+    tail = b""
     async with contextlib.aclosing(events):
         try:
             async for index, event in events:
@@ -258,12 +258,12 @@ async def respond_stream(
                     sign = shape.alive(event)
                     if response is None and time.monotonic() - began < QUIET_S:
                         continue
-                    response = response or await _begin(request)
+                    response = response or await begin_events(request)
                     await response.send(sign)
                     continue
                 out = b""
                 if index not in opened:
-                    response = response or await _begin(request)
+                    response = response or await begin_events(request)
                     opened.add(index)
                     out = shape.first(index)
                 if isinstance(event, Delta):
@@ -273,27 +273,35 @@ async def respond_stream(
                     if before_end is not None:
                         await before_end(Answer(end=event))
                     out += shape.last(index, event)
+                    if direct is not None:
+                        tail = out  # nothing comes after it: it goes out with the end
+                        continue
                 if out and response is not None:
                     await response.send(out)
                     if direct is not None and direct.piece is None and isinstance(event, Delta):
                         direct.piece = _writer(request, shape)
             if response is not None:
-                usage = total_usage([ends[index] for index in sorted(ends)], prompts)
-                if tail := shape.finish(usage):
-                    await response.send(tail)
+                tail += shape.finish(total_usage([ends[index] for index in sorted(ends)], prompts))
         except LlmlbError as error:
             if response is None:
                 raise
             log.warning("stream_failed reason=%s error=%r detail=%s", error.reason, error.message, error.detail)
-            await response.send(shape.failed(error))
+            tail = shape.failed(error)
         except Exception as error:  # the top of a request whose headers are out
             # Sanic would cut the connection, which clients take for a broken network.
             if response is None:
                 raise
             log.error("stream_failed", exc_info=error)
-            await response.send(shape.failed(LlmlbError("internal error")))
+            tail = shape.failed(LlmlbError("internal error"))
     if response is not None:
-        await response.eof()
+        await (response.eof(tail) if isinstance(response, EventStream) else _end(response, tail))
+
+
+async def _end(response: Any, tail: bytes) -> None:
+    """Of an answer that goes Sanic's way."""
+    if tail:
+        await response.send(tail)
+    await response.eof()
 
 
 def sign_of_life(event: Progress) -> str:
@@ -322,11 +330,6 @@ def _writer(request: Request, shape: Shape) -> Callable[[Delta], bool] | None:
     return piece
 
 
-async def _begin(request: Request) -> Any:
-    headers = {**sse.HEADERS, **id_headers(request)}
-    return await request.respond(content_type=sse.CONTENT_TYPE, headers=headers)
-
-
 async def respond(
     request: Request,
     inner: Sequence[InferRequest],
@@ -347,7 +350,7 @@ async def respond(
     direct = Direct() if len(inner) == 1 else None
     call = call_of(request, streamed=stream, direct=direct)
     if direct is not None and not stream:
-        return await _respond_one(run(inner[0], call), shape, direct, before_end)
+        return await _respond_one(request, run(inner[0], call), shape, direct, before_end)
     events = merged([run(one, call) for one in inner])
     if stream:
         await respond_stream(request, events, shape, prompts, direct, before_end)

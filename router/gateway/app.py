@@ -33,11 +33,15 @@ from llmlb.router.gateway import (
     openai_responses,
     operations,
     requests,
+    ws,
 )
+from llmlb.router.gateway.body_budget import budget_of
 from llmlb.router.gateway.entry import GatewayRequest, enter
 from llmlb.router.gateway.http_connection import Connection, Patience
 from llmlb.router.gateway.http_errors import handle_exception, id_headers
+from llmlb.router.gateway.memory import keep_freed_memory
 from llmlb.router.gateway.ports import Gateway
+from llmlb.router.gateway.short_way import ShortWay
 
 log = logging.getLogger("llmlb.router.gateway.app")
 
@@ -68,6 +72,9 @@ def build_app(gateway: Gateway) -> Sanic[Any, Any]:
         ACCESS_LOG=False,
         MOTD=False,
         FALLBACK_ERROR_FORMAT="json",
+        WEBSOCKET_MAX_SIZE=ws.MESSAGE_MAX,
+        WEBSOCKET_PING_INTERVAL=ws.PING_EVERY_S,
+        WEBSOCKET_PING_TIMEOUT=ws.PONG_WITHIN_S,
         # Sanic rewrites its own classes for the first app that starts, once a process: a second run fails. All our
         # apps use the same signals (none), so the first rewrite fits them all.
         TOUCHUP=not _touched_up,
@@ -76,12 +83,16 @@ def build_app(gateway: Gateway) -> Sanic[Any, Any]:
     logging.getLogger("sanic.root").setLevel(logging.WARNING)  # it tells of every client that goes away
     app.ctx.gateway = gateway
     app.ctx.patience = Patience(gateway.settings.client_timeout_s, gateway.settings.idle_timeout_s)
+    processes = gateway.settings.router_workers if gateway.role == "router" else 1
+    app.ctx.body_budget = budget_of(gateway.settings, processes=processes)
     for module in (operations, docs_page, identity, *SURFACES):
         app.blueprint(module.routes)
     app.blueprint(llmlb_router.routes if gateway.role == "router" else llmlb_node.routes)
     if gateway.role == "router":
         app.blueprint(requests.routes)
         app.blueprint(llmlb_models.routes)
+        app.blueprint(ws.routes)
+    app.ctx.short_way = ShortWay(app)
     app.exception(Exception)(_on_exception)
     app.register_middleware(_on_request, "request")
     app.register_middleware(_on_response, "response")
@@ -120,6 +131,7 @@ class GatewayServer:
         Raises ConfigError when the address can't be had.
         """
         self._app.ctx.patience = replace(self._app.ctx.patience, connections_max=raise_file_limit())
+        keep_freed_memory()
         sock = _bind(host, port, shared=shared)
         self.port = sock.getsockname()[1]
         with contextlib.ExitStack() as undo:

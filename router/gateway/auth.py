@@ -1,8 +1,9 @@
 """Who may: checked in memory before any handler, a few microseconds a request.
 
 A program on the same machine needs no credentials until the first user exists, every other peer always does.
-Credentials are an API key (``Authorization: Bearer``, ``x-api-key``) or a session's cookie; with the cookie, whatever
-changes something needs ``X-CSRF-Token`` too.
+Credentials are an API key (``Authorization: Bearer``, ``x-api-key``; a page's script, which can set no headers for a
+WebSocket, offers the subprotocol ``llmlb.key.<key>``) or a session's cookie; with the cookie, whatever changes
+something needs ``X-CSRF-Token`` too.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from llmlb.router.identity.signed import Claims, csrf_token
 SESSION_COOKIE = "llmlb_session"
 CSRF_COOKIE = "llmlb_csrf"
 CSRF_HEADER = "x-csrf-token"
+KEY_PROTOCOL = "llmlb.key."
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 
 NO_CREDENTIALS = (
@@ -66,7 +68,11 @@ def key_text(request: Request) -> str:
     given = headers.get("authorization")
     if given is not None and given[:7].lower() == "bearer ":
         return str(given[7:].strip())
-    return str(headers.get("x-api-key") or "")
+    given = headers.get("x-api-key")
+    if not given and str(headers.get("upgrade", "")).lower() == "websocket":
+        offered = (part.strip() for part in str(headers.get("sec-websocket-protocol", "")).split(","))
+        given = next((part.removeprefix(KEY_PROTOCOL) for part in offered if part.startswith(KEY_PROTOCOL)), None)
+    return str(given or "")
 
 
 def check(request: Request) -> None:
@@ -76,7 +82,7 @@ def check(request: Request) -> None:
     if rule.public or gateway.settings.auth == "off":
         request.ctx.principal = LOCAL
         return
-    principal = _who(request, gateway)
+    principal = _known(request, gateway) or _found(request, gateway)
     request.ctx.principal = principal
     if not principal.may(rule):
         needed = f" the permission {rule.permission}" if principal.key is not None else " an admin"
@@ -85,6 +91,63 @@ def check(request: Request) -> None:
         meter = gateway.identity.directory.meter(principal.key.key_id)
         if meter is not None and request.method == "POST":
             _admit(request, meter)
+
+
+@dataclass(frozen=True, slots=True)
+class _Before:
+    """Who it was that sent a head over a connection. Holds for the same head while nothing else changed."""
+
+    head: object
+    gateway: Gateway
+    version: int
+    known: bool
+    principal: Principal
+
+
+def _known(request: Request, gateway: Gateway) -> Principal | None:
+    """Who sent the last request of this connection, if this one has the same head. None: not known by that.
+
+    Whoever it is, is so by the connection's peer, the head, the settings and the directory, and by nothing else; but
+    for a session, which has a time of its own.
+    """
+    connection = _connection(request)
+    before: _Before | None = None if connection is None else getattr(connection, "before", None)
+    identity = gateway.identity
+    if before is None or identity is None or before.head is not _head(request):
+        return None
+    directory = identity.directory
+    if before.gateway is not gateway or before.version != directory.version or before.known is not directory.known:
+        return None
+    key = before.principal.key
+    if key is not None:
+        if key.expires_at is not None and directory.clock() >= key.expires_at:
+            return None
+        directory.used(key.key_id)
+    return before.principal
+
+
+def _found(request: Request, gateway: Gateway) -> Principal:
+    """As :func:`_who`, remembered for :func:`_known`."""
+    directory = None if gateway.identity is None else gateway.identity.directory
+    head, connection = _head(request), _connection(request)
+    if directory is None or head is None or connection is None:
+        return _who(request, gateway)
+    version, known = directory.version, directory.known
+    principal = _who(request, gateway)
+    if principal.claims is None:
+        connection.before = _Before(head, gateway, version, known, principal)
+    return principal
+
+
+def _connection(request: Request) -> Any:
+    """What is kept with the connection of a request; None: it came over none."""
+    info = getattr(request, "conn_info", None)
+    return None if info is None else info.ctx
+
+
+def _head(request: Request) -> object:
+    """The same object for the same head, but for the body's length; see :func:`llmlb.router.gateway.http_head`."""
+    return getattr(getattr(request, "stream", None), "head", None)
 
 
 def _who(request: Request, gateway: Gateway) -> Principal:

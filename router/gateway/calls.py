@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import uuid
 
 from sanic import Request
 
 from llmlb.router.call import Call, Direct
 from llmlb.router.gateway.auth import principal_of
+from llmlb.router.ids import new_id
 from llmlb.router.redaction import kept_body
 
 NO_RETRY = "x-llmlb-no-retry"
@@ -17,7 +18,7 @@ NO_RETRY = "x-llmlb-no-retry"
 def inner_id(request: Request) -> str:
     """The id of the request on the bus: the one in ``x-request-id``, unless the client chose that (it may repeat)."""
     own: str = request.ctx.request_id
-    return uuid.uuid4().hex if "x-request-id" in request.headers else own
+    return new_id() if "x-request-id" in request.headers else own
 
 
 def key_of(request: Request) -> str:
@@ -28,20 +29,24 @@ def key_of(request: Request) -> str:
     if principal.user is not None:
         return principal.user.user_id
     given = request.headers.get("authorization") or request.headers.get("x-api-key")
-    if given:
-        return hashlib.sha256(given.encode()).hexdigest()[:12]
-    return ""
+    return _digest(given) if given else ""
+
+
+@functools.lru_cache(maxsize=1024)
+def _digest(given: str) -> str:
+    return hashlib.sha256(given.encode()).hexdigest()[:12]
 
 
 def call_of(request: Request, *, streamed: bool, direct: Direct | None = None) -> Call:
-    given: str | None = request.headers.get("x-request-id")
+    headers = request.headers
+    given: str | None = headers.get("x-request-id")
     return Call(
         key=key_of(request),
         # What is no id was replaced on the way in.
         client_request_id=given if given is not None and given == request.ctx.request_id else None,
         path=request.path,
         streamed=streamed,
-        no_retry=request.headers.get(NO_RETRY, "") in ("1", "true"),
+        no_retry=headers.get(NO_RETRY, "") in ("1", "true"),
         bytes_in=len(request.body),
         body=kept_body(request.body),
         direct=direct,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import uuid
 from typing import Any
 
 from sanic import Request
@@ -11,6 +10,7 @@ from sanic import Request
 from llmlb.bus.logs import request_id_var
 from llmlb.router.gateway import auth
 from llmlb.router.gateway.permissions import rule_of
+from llmlb.router.ids import new_id
 
 STRANGERS_BODY_MAX = 64 * 1024
 """Bytes of a body on routes that everybody may use."""
@@ -21,12 +21,13 @@ _NOBODY = ("OPTIONS", "NONE")
 
 def enter(request: Request) -> None:
     """Once a request. Raises what :func:`auth.check` does."""
-    if hasattr(request.ctx, "entered"):
+    ctx = request.ctx
+    if hasattr(ctx, "entered"):
         return
-    request.ctx.entered = True
-    given = request.headers.get("x-request-id", "")
-    request.ctx.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-    request_id_var.set(request.ctx.request_id)
+    ctx.entered = True
+    given = request.headers.get("x-request-id")
+    ctx.request_id = given if given is not None and _REQUEST_ID.fullmatch(given) else new_id()
+    request_id_var.set(ctx.request_id)
     if request.method not in _NOBODY:
         auth.check(request)
 

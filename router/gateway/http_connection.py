@@ -18,6 +18,7 @@ from sanic.exceptions import RequestCancelled, RequestTimeout
 from sanic.http import Stage
 from sanic.server.protocols.websocket_protocol import WebSocketProtocol
 
+from llmlb.router.gateway.body_budget import Held
 from llmlb.router.gateway.http_head import HttpRefused
 from llmlb.router.gateway.http_stream import StrictHttp
 
@@ -47,13 +48,16 @@ class Patience:
 
 
 class Connection(WebSocketProtocol):
-    """Sanic's protocol, with the rules of this module. ``app.ctx.patience`` holds a :class:`Patience`."""
+    """Sanic's protocol, with the rules of this module.
+
+    ``app.ctx`` holds a :class:`Patience` and a :class:`~llmlb.router.gateway.body_budget.BodyBudget` for all of them.
+    """
 
     HTTP_CLASS = StrictHttp
     # Sanic's metaclass leaves no room for others.
     __slots__ = (
-        *("eof", "linger", "patience"),
-        *("_began", "_body_began", "_body_bytes", "_dropped", "_sink", "_sink_left", "_timer"),
+        *("body_held", "eof", "linger", "patience"),
+        *("_began", "_body_began", "_body_bytes", "_direct", "_dropped", "_first", "_sink", "_sink_left", "_timer"),
     )
     _http: StrictHttp | None
     recv_buffer: bytearray
@@ -61,6 +65,8 @@ class Connection(WebSocketProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.patience: Patience = self.app.ctx.patience
+        self.request_handler = self.app.ctx.short_way.handle
+        self.body_held = Held(self.app.ctx.body_budget)
         self.eof = False
         """The client sends no more."""
         self.linger = False
@@ -69,6 +75,9 @@ class Connection(WebSocketProtocol):
         """Bytes read over; None: it is not closing."""
         self._sink: io.BytesIO | None = None
         self._sink_left = 0
+        self._direct = False
+        self._first: bytes | None = None
+        """A body that came at once, which is not copied then."""
         self._began = 0.0
         self._body_began: float | None = None
         self._body_bytes = 0
@@ -89,6 +98,16 @@ class Connection(WebSocketProtocol):
     def body_ended(self) -> None:
         """It is here."""
         self._body_began = None
+
+    async def receive(self, count: int) -> bytes:
+        """Read so many bytes, of which none are here yet. Raises as :meth:`receive_into`."""
+        self._direct, self._first = True, None
+        sink = io.BytesIO()
+        try:
+            await self.receive_into(sink, count)
+            return sink.getvalue() if self._first is None else self._first
+        finally:
+            self._direct, self._first = False, None
 
     async def receive_into(self, sink: io.BytesIO, count: int) -> None:
         """Read so many bytes into ``sink``. Raises HttpRefused when they end before."""
@@ -189,6 +208,12 @@ class Connection(WebSocketProtocol):
         pause = OLD_PROBE_S if http.version == "1.0" else PROBES_S[min(at, len(PROBES_S) - 1)]
         self._timer = self.loop.call_later(pause, self._probe, at + 1)
 
+    async def websocket_handshake(self, request: Any, subprotocols: Any = None) -> Any:
+        """As Sanic's, which refuses a client that offers none of the subprotocols: here it goes without."""
+        given = ",".join(request.headers.getall("sec-websocket-protocol", []))
+        offered = {part.strip() for part in given.split(",")}
+        return await super().websocket_handshake(request, [one for one in subprotocols or () if one in offered] or None)
+
     # asyncio's protocol
 
     def connection_made(self, transport: Any) -> None:
@@ -217,15 +242,18 @@ class Connection(WebSocketProtocol):
                 self.cut()
             return
         self._body_bytes += len(data)
-        if self._sink is None:
+        if self._sink is None or not self._sink_left:  # no body is read, or it is whole and this is behind it
             super().data_received(data)  # type: ignore[no-untyped-call]
             return
         self._time = time.monotonic()
         if len(data) > self._sink_left:
             self.recv_buffer += data[self._sink_left :]
             data = data[: self._sink_left]
-        self._sink.write(data)
         self._sink_left -= len(data)
+        if self._direct and not self._sink_left and not self._sink.tell():
+            self._first = data  # all of it at once
+        else:
+            self._sink.write(data)
         if not self._sink_left:
             self._data_received.set()
 
@@ -247,4 +275,5 @@ class Connection(WebSocketProtocol):
         """It is over."""
         if self._timer is not None:
             self._timer.cancel()
+        self.body_held.release()
         super().connection_lost(exc)  # type: ignore[no-untyped-call]

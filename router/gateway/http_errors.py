@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import uuid
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +19,7 @@ from sanic.response import HTTPResponse, empty, raw
 
 from llmlb.bus import errors
 from llmlb.router.gateway.http_head import HttpRefused
+from llmlb.router.ids import new_id
 
 log = logging.getLogger("llmlb.router.gateway.http_errors")
 
@@ -133,7 +133,7 @@ def speaks_anthropic(request: Request | None) -> bool:
 def id_headers(request: Request) -> dict[str, str]:
     """The request's id as the client of its route looks for it."""
     # A request that Sanic refused before our middleware has none yet.
-    request.ctx.request_id = getattr(request.ctx, "request_id", None) or uuid.uuid4().hex
+    request.ctx.request_id = getattr(request.ctx, "request_id", None) or new_id()
     headers = {"x-request-id": request.ctx.request_id}
     if speaks_anthropic(request):
         headers["request-id"] = request.ctx.request_id

@@ -7,6 +7,7 @@ a missing Host); ``tests/unit/gateway/test_http_head.py`` has the list.
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ HEADERS_MAX = 128
 TARGET_MAX = 8 * 1024
 CHUNK_LINE_MAX = 256
 """Bytes of the line before a chunk; extensions are read over."""
+KNOWN_MAX, KNOWN_BYTES_MAX = 512, 2048
+"""Heads that are kept, and how long one may be for that: 4 MB in all at the most."""
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _LINE = re.compile(rb"(" + _TOKEN + rb") ([!-~]+) HTTP/(\d\.\d)")
@@ -25,6 +28,7 @@ _FIELDS = re.compile(rb"(?:\r\n" + _TOKEN + rb":[\t -~\x80-\xff]*)*")
 _ABSOLUTE = re.compile(r"https?://([^/?#]*)(.*)", re.IGNORECASE)
 _HOST = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]*")
 _LENGTH = re.compile(r"[0-9]{1,18}")
+_ONE_LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ?([1-9][0-9]{0,17})(?=\r\n|\Z)")
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[\t -~\x80-\xff]*)?")
 _METHOD_MAX = 32
 
@@ -39,7 +43,7 @@ class HttpRefused(SanicException):
         self.text = text
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Head:
     """A request's head. Names of headers are in lower case, values are Latin-1, as RFC 9110 has them."""
 
@@ -47,12 +51,27 @@ class Head:
     target: str
     """Path and query, or ``*``."""
     version: str
-    headers: list[tuple[str, str]]
+    headers: tuple[tuple[str, str], ...]
     length: int | None
     """Bytes of the body; None: it comes in chunks."""
     keep_alive: bool
     expects: bool
     """The client waits for a "go on" before it sends the body."""
+
+
+def read_head(raw: bytes) -> tuple[Head, int | None]:
+    """As :func:`parse_head`, and the length of the body. Raises HttpRefused.
+
+    A client mostly sends the head that it sent before, but for the length: such a head is read once, with a length of 1
+    in place of its own (then ``Head.length`` and the header in it are 1 as well). What else there is, a second length
+    or a coding beside it, is refused by :func:`parse_head` as ever.
+    """
+    if len(raw) <= KNOWN_BYTES_MAX:
+        found = _ONE_LENGTH.search(raw)
+        if found is not None:
+            return _known(b"%b%b\r\ncontent-length: 1" % (raw[: found.start()], raw[found.end() :])), int(found[1])
+    head = parse_head(raw)
+    return head, head.length
 
 
 def parse_head(raw: bytes) -> Head:
@@ -83,7 +102,7 @@ def parse_head(raw: bytes) -> Head:
         headers.append(("host", authority))
     elif host is None and version == "1.1":
         raise HttpRefused(400, "the Host header is missing")
-    return Head(method, target, version, headers, length, keep_alive, expects)
+    return Head(method, target, version, tuple(headers), length, keep_alive, expects)
 
 
 def _framing(headers: list[tuple[str, str]], version: str) -> tuple[int | None, bool, bool, str | None]:
@@ -151,3 +170,6 @@ def chunk_size(line: bytes) -> int:
     if match is None:
         raise HttpRefused(400, "the body's chunks are malformed")
     return int(match[1], 16)
+
+
+_known = functools.lru_cache(KNOWN_MAX)(parse_head)

@@ -17,7 +17,7 @@ from sanic.http import Http, Stage
 from sanic.http.http1 import HTTP_CONTINUE
 from sanic.response import BaseHTTPResponse
 
-from llmlb.router.gateway.http_head import CHUNK_LINE_MAX, HEAD_MAX, Head, HttpRefused, chunk_size, parse_head
+from llmlb.router.gateway.http_head import CHUNK_LINE_MAX, HEAD_MAX, Head, HttpRefused, chunk_size, read_head
 
 if TYPE_CHECKING:
     from llmlb.router.gateway.http_connection import Connection
@@ -40,20 +40,23 @@ class StrictHttp(Http):
     request_max_size: int
     response_func: Any
     version: str
-    __slots__ = ("version",)  # Sanic's metaclass leaves no room for others
+    head: Head
+    """Of the request; the same object for heads that differ only in the length of the body."""
+    __slots__ = ("head", "version")  # Sanic's metaclass leaves no room for others
 
     # Heads
 
     def init_for_request(self) -> None:
         """As Sanic's."""
         super().init_for_request()  # type: ignore[no-untyped-call]
+        self.protocol.body_held.release()
         self.version = "1.1"
 
     async def http1_request_header(self) -> None:
         """Read a head; make the request of it."""
         self.protocol.began()
         try:
-            head = parse_head(await self._raw_head())
+            head, length = read_head(await self._raw_head())
         except asyncio.CancelledError:
             if self.protocol.transport is None:
                 self.create_empty_request()  # Sanic logs it, and fails where there is none
@@ -61,9 +64,11 @@ class StrictHttp(Http):
         self.version = head.version
         self.keep_alive = head.keep_alive
         self.head_only = head.method == "HEAD"
-        if head.length is not None and head.length > self.request_max_size:
+        if length is not None and length > self.request_max_size:
             raise HttpRefused(413, self._too_large())
         headers = Header(head.headers)
+        if length != head.length:
+            headers["content-length"] = str(length)
         self.upgrade_websocket = headers.getone("upgrade", "").lower() == "websocket"
         self.request = self.protocol.request_class(
             url_bytes=head.target.encode(),
@@ -76,13 +81,14 @@ class StrictHttp(Http):
         )
         self.protocol.request_class._current.set(self.request)
         self.request.stream = self
-        self._expect_body(head)
+        self.head = head
+        self._expect_body(head, length)
         self.protocol.state["requests_count"] += 1
 
-    def _expect_body(self, head: Head) -> None:
-        self.request_bytes_left = self.request_bytes = head.length or 0
+    def _expect_body(self, head: Head, length: int | None) -> None:
+        self.request_bytes_left = self.request_bytes = length or 0
         self.expecting_continue = head.expects
-        self.request_body = "chunked" if head.length is None else head.length > 0 or None
+        self.request_body = "chunked" if length is None else length > 0 or None
 
     async def _raw_head(self) -> bytes:
         """The bytes of the next head, taken out of the buffer."""
@@ -110,10 +116,14 @@ class StrictHttp(Http):
     # Bodies
 
     async def whole_body(self, limit: int) -> bytes:
-        """All of the body. Raises HttpRefused: 413 as soon as it is more than ``limit``, 400 when it is malformed."""
+        """All of the body. Raises HttpRefused: 413 as soon as it is more than ``limit``, 400 when it is malformed.
+
+        Raises CapacityError when it is large and others fill the memory for such.
+        """
         self.request_max_size = min(self.request_max_size, limit)
         if self.request_bytes > self.request_max_size:
             raise HttpRefused(413, self._too_large())
+        self.protocol.body_held.grow(self.request_bytes)
         if self.expecting_continue:
             self.expecting_continue = False
             await self._send(HTTP_CONTINUE)
@@ -127,6 +137,8 @@ class StrictHttp(Http):
     async def _sized(self, length: int) -> bytes:
         if len(self.recv_buffer) >= length:
             return self._taken(length)
+        if not self.recv_buffer:
+            return await self.protocol.receive(length)
         sink = io.BytesIO()
         await self._into(sink, length)
         return sink.getvalue()
@@ -154,6 +166,7 @@ class StrictHttp(Http):
             self.request_bytes += size
             if self.request_bytes > self.request_max_size:
                 raise HttpRefused(413, self._too_large())
+            self.protocol.body_held.grow(self.request_bytes)
             await self._into(sink, size)
             if await self._line():
                 raise HttpRefused(400, "the body's chunks are malformed")
@@ -201,6 +214,29 @@ class StrictHttp(Http):
         if self.stage is Stage.REQUEST or self.request_body:
             self.protocol.linger = True
         await super().error_response(exception)
+
+    async def answer(self, data: bytes) -> None:
+        """The whole answer, head and body, as bytes. Raises RequestCancelled when the client is gone."""
+        await self._send(data)
+        self.response_func = None
+        self.stage = Stage.IDLE
+
+    async def chunk(self, head: bytes, data: bytes, *, last: bool = False) -> None:
+        """One chunk of an answer; ``head`` before the first one. Raises RequestCancelled when the client is gone."""
+        if head:
+            # Sanic knows of it, whatever happens.
+            response = BaseHTTPResponse()  # type: ignore[no-untyped-call]
+            response.status, response.content_type = 200, "text/event-stream"
+            response.stream, self.response = self, response
+        out = b"%b%x\r\n%b\r\n" % (head, len(data), data) if data else head
+        await self._send(out + b"0\r\n\r\n" if last else out)
+        # Not before: until then the connection is not idle, and a probe must not come before the head.
+        if last:
+            self.response_func = None
+            self.stage = Stage.IDLE
+        elif head:
+            self.response_func = self.http1_response_chunked
+            self.stage = Stage.RESPONSE
 
     async def http1_response_header(self, data: bytes, end_stream: bool) -> None:
         """As Sanic's; an answer of unknown length to HTTP/1.0 ends with the connection, as it knows no chunks."""

@@ -12,10 +12,11 @@ from sanic.response import HTTPResponse, raw
 
 from llmlb.bus.errors import Forbidden, NotFound
 from llmlb.bus.messages.identity import ApiKey, KeyLimits, User
+from llmlb.router.gateway import cors
 from llmlb.router.gateway.auth import Principal, principal_of
 from llmlb.router.gateway.cookies import clear_login, set_login
 from llmlb.router.gateway.openai_schema import parse
-from llmlb.router.gateway.peers import peer_of
+from llmlb.router.gateway.peers import is_foreign_page, peer_of
 from llmlb.router.identity.office import PERMISSIONS, Office
 from llmlb.router.identity.passwords import MAX_LENGTH
 from llmlb.router.identity.signed import csrf_token
@@ -138,6 +139,12 @@ def _key(key: ApiKey) -> dict[str, Any]:
     return key.model_dump(exclude={"type", "sent_at", "digest"})
 
 
+def _refuse_foreign_pages(request: Request) -> None:
+    """Raises Forbidden: a page of another site must not log its visitor in as somebody else. They would not notice."""
+    if is_foreign_page(request, listed=cors.is_listed(request)):
+        raise Forbidden("a page of another site asks; only this gateway's own pages and listed origins may log in")
+
+
 # Logins
 
 
@@ -145,8 +152,10 @@ def _key(key: ApiKey) -> dict[str, Any]:
 async def login(request: Request) -> HTTPResponse:
     """Log in with name and password.
 
-    The answer sets the cookies of a session. Many wrong passwords in a row are slowed down: 429.
+    The answer sets the cookies of a session. Many wrong passwords in a row are slowed down: 429. Pages of other origins
+    are refused: 403.
     """
+    _refuse_foreign_pages(request)
     body = parse(LoginBody, request.body)
     made = await _office(request).login(body.name, body.password, _peer(request))
     response = _json({**_user(made.user), "csrf_token": made.csrf, "expires_at": made.expires_at})
@@ -158,8 +167,9 @@ async def login(request: Request) -> HTTPResponse:
 async def register(request: Request) -> HTTPResponse:
     """Become a user, with an invitation's code.
 
-    The code is used up. Log in afterwards.
+    The code is used up. Log in afterwards. Pages of other origins are refused: 403.
     """
+    _refuse_foreign_pages(request)
     body = parse(RegisterBody, request.body)
     made = await _office(request).register(body.code, body.name, body.password, _peer(request))
     return _json(_user(made), status=201)

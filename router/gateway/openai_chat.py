@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import random
-import secrets
 import time
-import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -22,6 +20,7 @@ from llmlb.router.gateway.calls import inner_id
 from llmlb.router.gateway.http_errors import body_of
 from llmlb.router.gateway.image_fetch import with_images
 from llmlb.router.gateway.openai_schema import ChatRequest, CompletionRequest, parse
+from llmlb.router.ids import new_id
 
 routes = Blueprint("openai_chat")
 
@@ -32,7 +31,7 @@ class _Shape(ABC):
     """What both surfaces share: ids, the usage event, one template a choice for every event of plain text."""
 
     def __init__(self, prefix: str, object: str, chunk_object: str, model: str, *, usage: bool) -> None:
-        self._id = f"{prefix}-{secrets.token_hex(16)}"
+        self._id = f"{prefix}-{new_id()}"
         self._created = int(time.time())
         self._object = object
         self._chunk_object = chunk_object
@@ -227,7 +226,9 @@ def choices_of(request: InferRequest, count: int) -> list[InferRequest]:
     out = []
     for index in range(count):
         sampling = changed(request.sampling, seed=base + index)
-        request_id = request.request_id if not index else uuid.uuid4().hex
+        if count == 1:
+            return [changed(request, sampling=sampling)]
+        request_id = request.request_id if not index else new_id()
         out.append(changed(request, sampling=sampling, request_id=request_id))
     return out
 
@@ -239,11 +240,12 @@ async def chat_completions(request: Request) -> HTTPResponse | None:
     With `stream: true` as server-sent events.
     """
     body = parse(ChatRequest, request.body)
-    inner, images = body.request(inner_id(request))
+    inner, images = body.request(inner_id(request), random.getrandbits(62))
     if images:
         inner = await with_images(request.app.ctx.gateway.settings, inner, images)
     shape = ChatShape(body.model, usage=body.usage_wanted())
-    return await respond(request, choices_of(inner, body.choices()), shape, stream=bool(body.stream))
+    wanted = [inner] if body.choices() == 1 else choices_of(inner, body.choices())
+    return await respond(request, wanted, shape, stream=bool(body.stream))
 
 
 @routes.post("/v1/completions")
@@ -257,7 +259,7 @@ async def completions(request: Request) -> HTTPResponse | None:
     prompts = body.prompts()
     inner: list[InferRequest] = []
     for at, prompt in enumerate(prompts):
-        one = first.model_copy(update={"prompt": prompt, "request_id": uuid.uuid4().hex if at else first.request_id})
+        one = first.model_copy(update={"prompt": prompt, "request_id": new_id() if at else first.request_id})
         inner += choices_of(one, body.choices())
     shape = CompletionShape(body.model, usage=body.usage_wanted())
     return await respond(request, inner, shape, stream=bool(body.stream), prompts=len(prompts))

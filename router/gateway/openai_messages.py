@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictStr
 
 from llmlb.bus.errors import InvalidRequest
+from llmlb.bus.messages.base import made
 from llmlb.bus.messages.infer import ChatMessage, ContentPart, ToolCall
 from llmlb.router.gateway.parts_schema import ChatPart
 
@@ -64,7 +65,10 @@ class InputMessage(Body):
 
         Raises InvalidRequest.
         """
-        # Most are a text: no part has to be made of it to take it out again.
+        if isinstance(self.content, str) and not self.tool_calls:
+            # Most are a text, and were validated as one.
+            fields = {"role": self.role, "content": self.content, "reasoning": self.reasoning_content}
+            return made(ChatMessage, {**fields, "tool_call_id": self.tool_call_id, "name": self.name})
         parts = [] if isinstance(self.content, str) else self._parts(index, images)
         text = self.content if isinstance(self.content, str) else "\n".join(p.text for p in parts if p.type == "text")
         return ChatMessage(

@@ -7,6 +7,7 @@ their first bad item, and dicts have no typed values: a body of a million bad on
 from __future__ import annotations
 
 import json
+import time
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
@@ -21,6 +22,7 @@ from pydantic import (
 )
 
 from llmlb.bus.errors import InvalidRequest
+from llmlb.bus.messages.base import made
 from llmlb.bus.messages.infer import InferRequest, LogitBias, ResponseFormat, Sampling, Tool
 from llmlb.router.gateway.openai_messages import MAX_IMAGES, ImageAddress, InputMessage
 
@@ -136,23 +138,24 @@ class _Generate(Body):
             raise InvalidRequest("stop: a stop text must not be empty", param="stop")
         return tuple(texts)
 
-    def sampling(self) -> Sampling:
-        """Raises InvalidRequest."""
-        return Sampling(
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
-            min_p=self.min_p,
-            presence_penalty=self.presence_penalty or 0.0,
-            frequency_penalty=self.frequency_penalty or 0.0,
-            repeat_penalty=self.repeat_penalty or 1.0,
-            seed=self.seed,
-            max_tokens=self.limit(),
-            stop=self.stops(),
-            logprobs=self.alternatives(),
-            logit_bias=self.biases(),
-            unset=tuple(name for name in _NEVER_NONE if getattr(self, name) is None),
-        )
+    def sampling(self, seed: int | None = None) -> Sampling:
+        """``seed``: where the client gave none. Raises InvalidRequest."""
+        fields: dict[str, Any] = {
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "min_p": self.min_p,
+            "presence_penalty": self.presence_penalty or 0.0,
+            "frequency_penalty": self.frequency_penalty or 0.0,
+            "repeat_penalty": self.repeat_penalty or 1.0,
+            "seed": seed if self.seed is None else self.seed,
+            "max_tokens": self.limit(),
+            "stop": () if self.stop is None else self.stops(),
+            "logprobs": self.alternatives(),
+            "logit_bias": () if self.logit_bias is None else self.biases(),
+            "unset": tuple(name for name in _NEVER_NONE if getattr(self, name) is None),
+        }
+        return made(Sampling, fields)
 
     def choices(self) -> int:
         """Answers asked for, to each prompt."""
@@ -242,31 +245,34 @@ class ChatRequest(_Generate, json_schema_extra={"examples": [_CHAT_EXAMPLE]}):
             raise InvalidRequest("top_logprobs: only with logprobs=true", param="top_logprobs")
         return (self.top_logprobs or 0) if self.logprobs else None
 
-    def request(self, request_id: str) -> tuple[InferRequest, list[ImageAddress]]:
-        """As the bus carries it, and the images that have to be fetched first. Raises InvalidRequest."""
+    def request(self, request_id: str, seed: int | None = None) -> tuple[InferRequest, list[ImageAddress]]:
+        """As the bus carries it, and the images that have to be fetched first. Raises InvalidRequest.
+
+        ``seed``: where the client gave none.
+        """
         self.check()
         images: list[ImageAddress] = []
-        messages = tuple(message.message(index, images) for index, message in enumerate(self.messages))
-        if sum(part.type == "image" for message in messages if message.parts for part in message.parts) > MAX_IMAGES:
+        messages = tuple([message.message(index, images) for index, message in enumerate(self.messages)])
+        if sum([part.type == "image" for message in messages if message.parts for part in message.parts]) > MAX_IMAGES:
             raise InvalidRequest(f"messages: at most {MAX_IMAGES} images", param="messages")
-        choice, tool_name = self._tool_choice()
-        request = InferRequest(
-            request_id=request_id,
-            model=self.model,
-            kind="chat",
-            messages=messages,
-            sampling=self.sampling(),
-            tools=tuple(tool.tool() for tool in self.tools or ()),
-            tool_choice=choice,
-            tool_name=tool_name,
-            parallel_tool_calls=self.parallel_tool_calls is not False,
-            response_format=self._format(),
-            think=self.think,
-            template_kwargs=json_text(self.chat_template_kwargs, "chat_template_kwargs")
-            if self.chat_template_kwargs
-            else "{}",
-        )
-        return request, images
+        fields = {
+            "sent_at": time.time(),
+            "request_id": request_id,
+            "model": self.model,
+            "kind": "chat",
+            "messages": messages,
+            "sampling": self.sampling(seed),
+            "parallel_tool_calls": self.parallel_tool_calls is not False,
+            "think": self.think,
+        }
+        if self.tools or self.tool_choice is not None:
+            fields["tool_choice"], fields["tool_name"] = self._tool_choice()
+            fields["tools"] = tuple(tool.tool() for tool in self.tools or ())
+        if self.response_format is not None:
+            fields["response_format"] = self._format()
+        if self.chat_template_kwargs:
+            fields["template_kwargs"] = json_text(self.chat_template_kwargs, "chat_template_kwargs")
+        return made(InferRequest, fields), images
 
     def _tool_choice(self) -> tuple[Literal["auto", "none", "required"], str | None]:
         choice = self.tool_choice

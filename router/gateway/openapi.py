@@ -15,6 +15,7 @@ as a WebSocket, has ``status=101`` and no answer.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from collections.abc import Callable, Iterator
@@ -81,7 +82,9 @@ def operations(app: Sanic[Any, Any]) -> Iterator[Operation]:
     """Every operation of the application, in the order of their paths."""
     for route in sorted(app.router.routes, key=lambda route: (str(route.path), sorted(route.methods))):
         for method in sorted(set(route.methods) - HIDDEN):
-            yield Operation(str(route.name).split(".", 1)[1], str(route.path), str(method), route.handler)
+            # Sanic wraps the handler of a WebSocket.
+            handler = route.handler.args[0] if isinstance(route.handler, functools.partial) else route.handler
+            yield Operation(str(route.name).split(".", 1)[1], str(route.path), str(method), handler)
 
 
 def document(app: Sanic[Any, Any]) -> dict[str, Any]:

@@ -52,6 +52,8 @@ DOWNLOADS: Errors = (
     *READS_BUS,
 )
 """What is done with a registered model and its downloads."""
+LISTENS: Errors = (errors.InvalidRequest, errors.NodeBusy, errors.BusDown)
+"""What opens a WebSocket."""
 HISTORY: Errors = (errors.InvalidRequest, errors.QueueFull, errors.HistoryDown, errors.DeadlineExceeded)
 """What asks the database of past requests."""
 
@@ -88,6 +90,7 @@ TAGS: dict[str, str] = {
     "Models": "The models of the cluster, or of one node, as llmlb tells them.",
     "Pulls": "Downloads of models to a node.",
     "Hub": "The models that the cluster shall have: found on the hub, registered, fetched by the nodes, deleted.",
+    "Events": "What happens, as it happens.",
     "Cluster": "The nodes, and who may join.",
     "Requests": "Past requests.",
     "Login": "Sessions of browsers: a cookie, and a token against forged requests.",

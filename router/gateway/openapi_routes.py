@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from llmlb.bus import errors
 from llmlb.bus.messages import hub, models, pulls, router
-from llmlb.router.gateway import identity, llmlb_node, llmlb_router
+from llmlb.router.gateway import identity, llmlb_node, llmlb_router, ws
 from llmlb.router.gateway import openapi_anthropic as anthropic
 from llmlb.router.gateway import openapi_llmlb as own
 from llmlb.router.gateway import openapi_openai as openai
@@ -25,6 +25,7 @@ from llmlb.router.gateway.openapi_entry import (
     DOWNLOADS,
     HISTORY,
     INFERS,
+    LISTENS,
     PULLS,
     REGISTERS,
     SEARCHES_HUB,
@@ -95,14 +96,18 @@ ENTRIES: dict[str, Entry] = {
     "llmlb_router.make_join_token": Entry(
         "Cluster", router.JoinTokenMade, llmlb_router.JoinTokenBody, CHANGES_CLUSTER, status=201
     ),
+    "ws.events": Entry("Events", errors=LISTENS, status=101, query=ws.EventsQuery),
     # Past requests
     "requests.requests": Entry("Requests", own.RequestPage, errors=HISTORY, query=own.RequestQuery),
     "requests.one": Entry("Requests", own.RequestDetails, errors=(*HISTORY, errors.NotFound)),
     # Who may
     "identity.login": Entry(
-        *("Login", own.LoggedIn, identity.LoginBody, (*CHANGES_USERS, errors.Unauthenticated)), headers=COOKIES
+        *("Login", own.LoggedIn, identity.LoginBody, (*CHANGES_USERS, errors.Unauthenticated, errors.Forbidden)),
+        headers=COOKIES,
     ),
-    "identity.register": Entry("Login", own.UserView, identity.RegisterBody, CHANGES_USERS, status=201),
+    "identity.register": Entry(
+        "Login", own.UserView, identity.RegisterBody, (*CHANGES_USERS, errors.Forbidden), status=201
+    ),
     "identity.logout": Entry("Login", own.LoggedOut, errors=CHANGES_USERS, headers=COOKIES),
     "identity.own_password": Entry("Login", own.UserView, identity.OwnPasswordBody, CHANGES_USERS, headers=COOKIES),
     "identity.me": Entry("Login", own.Me, errors=(errors.NotFound,)),

@@ -135,3 +135,18 @@ def is_own_page(request: Request, *, listed: bool = False) -> bool:
         return origin is None or listed or urlsplit(origin).netloc.lower() == host.lower()
     except ValueError:
         return False
+
+
+def is_foreign_page(request: Request, *, listed: bool = False) -> bool:
+    """True when a browser says that a page of another site asks. ``listed``: the operator named that page's origin.
+
+    ``Sec-Fetch-Site`` counts first: no page can forge it, and no proxy changes it, while one that changes Host makes
+    every origin look foreign. Source: W3C, "Fetch Metadata Request Headers".
+    """
+    origin = request.headers.get("origin")
+    if origin is None or listed or request.headers.get("sec-fetch-site", "").lower() in ("same-origin", "none"):
+        return False
+    try:
+        return str(urlsplit(origin).netloc).lower() != host_of(request).lower()
+    except ValueError:
+        return True

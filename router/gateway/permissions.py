@@ -80,6 +80,8 @@ RULES: dict[tuple[str, str], Rule] = {
     ("GET", "v0/tasks"): MODELS,
     ("GET", "v0/tasks/<task:path>"): MODELS,
     ("DELETE", "v0/tasks/<task:path>"): REGISTRY,
+    # Events: which types depends on what the credentials allow
+    ("GET", "v0/ws"): ANYONE,
     # Who may
     ("POST", "v0/auth/login"): PUBLIC,
     ("POST", "v0/auth/register"): PUBLIC,

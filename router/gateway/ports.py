@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -129,6 +130,27 @@ class Responses(Protocol):
     async def delete(self, response_id: str) -> None: ...
 
 
+class Feed(Protocol):
+    """What one client is sent. See ``llmlb.router.live_feed.Feed``."""
+
+    slow: asyncio.Event
+
+    async def next(self) -> list[str]: ...
+
+    def close(self) -> None: ...
+
+
+class Live(Protocol):
+    """Events as they happen. See ``llmlb.router.live.Live``."""
+
+    ending: asyncio.Event
+
+    @property
+    def full(self) -> bool: ...
+
+    def open(self, kinds: frozenset[str], after: int | None, stream: str | None) -> Feed: ...
+
+
 class MetricsText(Protocol):
     """What /metrics answers. See ``llmlb.router.gateway.metrics.Exposition``."""
 
@@ -159,5 +181,6 @@ class Gateway:
     history: History | None = None
     metrics: MetricsText | None = None
     responses: Responses | None = None
+    live: Live | None = None
     identity: Office | None = None
     """None: nobody but programs on the same machine may."""

@@ -68,7 +68,8 @@ class Downloads:
             registered_at=record.registered_at,
             started_at=task.sent_at,
         )
-        await self._tell(told, before)
+        if await self._tell(told, before):
+            self._show(told, known)
         return self._board.get(node_id, task_id) or told, False
 
     async def cancel(self, known: PullProgress, *, purge: bool) -> PullProgress:
@@ -89,7 +90,13 @@ class Downloads:
         told = known.model_copy(update={**update, "sent_at": time.time()})
         if not await self._tell(told, before):
             raise Conflict("the node is back: it told something newer just now; try again", param="task")
+        self._show(told, known)
         return told
+
+    def _show(self, told: PullProgress, before: PullProgress | None) -> None:
+        """What is stored is shown at once. Not when the bus brought something meanwhile: that, or what is newer."""
+        if self._board.get(told.node_id, told.task_id) is before:
+            self._board.put(told)
 
     async def _queued(self, node_id: str) -> bool:
         """Whether anything is in a node's queue."""

@@ -269,6 +269,10 @@ class ModelHub:
             found = [_shortened(task) for task in found if id(task) in kept]
         return ClusterTaskList(tasks=tuple(self._seats.task(task) for task in found))
 
+    def shown_task(self, task: PullProgress) -> ClusterTask:
+        """As it is in a list of tasks."""
+        return self._seats.task(_shortened(task))
+
     def _found(self, wanted: str | None) -> list[PullProgress]:
         known = [task for task in self.board.all() if self._seats.is_known(task.node_id)]
         if wanted is None:

@@ -41,6 +41,11 @@ class Registry:
     async def close(self) -> None:
         await self._mirror.close()
 
+    @property
+    def loaded(self) -> bool:
+        """True once the bucket was read."""
+        return self._mirror.loaded
+
     def all(self) -> dict[str, RegisteredModel]:
         """By name."""
         return self._records

@@ -21,6 +21,7 @@ from llmlb.bus.tasks import Background
 from llmlb.router.identity import signed
 from llmlb.router.identity.book import digest_of
 from llmlb.router.identity.limits import Meter, unlimited
+from llmlb.router.identity.login_sharing import LoginSharing
 from llmlb.router.identity.sharing import Sharing
 from llmlb.router.mirror import Mirror
 
@@ -38,6 +39,8 @@ class Directory:
     def __init__(self, bus: Bus, clock: Callable[[], float] = time.time) -> None:
         self.clock = clock
         self.mirror = Mirror(bus, subjects.BUCKET_IDENTITY, self._on_change)
+        self.version = 0
+        """Another one after each change of anything here: what was found out before may not hold any more."""
         self.people = People()
         self._users: dict[str, User] = {}
         self._keys: dict[str, ApiKey] = {}
@@ -52,22 +55,26 @@ class Directory:
         """When keys were used, until that is written: as many as there are keys."""
         self._meters: dict[str, Meter] = {}
         self._sharing = Sharing(bus, self._meters)
+        self.login_sharing = LoginSharing(bus, self._sharing.gateway_id)
         self._background = Background("identity")
 
     async def start(self) -> None:
         """Read everything if that is possible within 3 s; from then on follow."""
         await self.mirror.start()
         self._sharing.start()
+        self.login_sharing.start()
         self._background.start(self._write_used(), "used")
 
     async def close(self) -> None:
         await self._sharing.close()
+        await self.login_sharing.close()
         await self._background.close()
         await self.mirror.close()
 
     # What the bucket says
 
     def _on_change(self, key: str, value: bytes | None) -> None:
+        self.version += 1
         try:
             if key == subjects.PEOPLE_KEY:
                 self._set_people(value)
@@ -140,8 +147,12 @@ class Directory:
         key = self._keys.get(digest_of(text))
         if key is None or (key.expires_at is not None and self.clock() >= key.expires_at):
             return None
-        self._used[key.key_id] = self.clock()
+        self.used(key.key_id)
         return key
+
+    def used(self, key_id: str) -> None:
+        """This key was used now."""
+        self._used[key_id] = self.clock()
 
     def meter(self, key_id: str) -> Meter | None:
         """What a key with limits has used; None for one without."""

@@ -15,7 +15,7 @@ from llmlb.bus.errors import Conflict, InvalidRequest, NotFound, RateLimited, Un
 from llmlb.bus.messages.identity import ApiKey, KeyLimits, People, Session, Sessions, SigningSecret, User
 from llmlb.router.identity import book, passwords, signed
 from llmlb.router.identity.directory import Directory, stored
-from llmlb.router.identity.throttle import Logins
+from llmlb.router.identity.throttle import Logins, counted_as
 
 log = logging.getLogger("llmlb.router.identity")
 
@@ -48,6 +48,9 @@ class Office:
         self._directory = directory
         self._monotonic = monotonic
         self._logins = Logins()
+        directory.login_sharing.on_heard = lambda outcome, name, peer: self._logins.heard(
+            outcome, name, peer, self._monotonic()
+        )
         self._hasher = passwords.Hasher()
 
     def close(self) -> None:
@@ -133,7 +136,7 @@ class Office:
         book.redeem(self._directory.people, code, name, "", now)
         hashed = await self._hasher.hash(passwords.checked(password))
         people = await self._edit(lambda before: book.redeem(before, code, name, hashed, now))
-        self._logins.succeeded("", peer)
+        self._tried("", peer, right=True)
         log.info("user_registered name=%s", name)
         return self._found(people, name)
 
@@ -145,16 +148,25 @@ class Office:
             error = RateLimited("too many attempts failed; wait before the next one")
             error.retry_after_s = int(wait_s) + 1
             raise error
+        self._directory.login_sharing.tell("began", *counted_as(name, peer))
+
+    def _tried(self, name: str, peer: str, *, right: bool) -> None:
+        """How an attempt that began went."""
+        if right:
+            self._logins.succeeded(name, peer)
+        else:
+            self._logins.failed(name, peer, self._monotonic())
+        self._directory.login_sharing.tell("succeeded" if right else "failed", *counted_as(name, peer))
 
     async def login(self, name: str, password: str, peer: str) -> Login:
         """A new session. Raises Unauthenticated with the same words whatever is wrong, RateLimited."""
         self._throttled(name, peer)
         user = book.find(self._directory.people, name)
         if not await self._hasher.matches(password, None if user is None else user.password) or user is None:
-            self._logins.failed(name, peer, self._monotonic())
+            self._tried(name, peer, right=False)
             log.warning("login_failed peer=%s", peer)
             raise Unauthenticated("the name or the password is wrong")
-        self._logins.succeeded(name, peer)
+        self._tried(name, peer, right=True)
         secret = await self._secret()
         now = self._directory.clock()
         session = Session(session_id=secrets.token_hex(16), epoch=user.epoch, created_at=now, expires_at=now + IDLE_S)
@@ -167,9 +179,9 @@ class Office:
         passwords.checked(new)
         self._throttled(user.name, peer)
         if not await self._hasher.matches(old, user.password):
-            self._logins.failed(user.name, peer, self._monotonic())
+            self._tried(user.name, peer, right=False)
             raise Unauthenticated("the old password is wrong")
-        self._logins.succeeded(user.name, peer)
+        self._tried(user.name, peer, right=True)
         await self.set_password(user.name, new)
 
     async def _secret(self) -> bytes:

@@ -1,13 +1,19 @@
 """Guessing is slow: failures make whoever fails wait, longer each time. Pure, with the time given.
 
-Each gateway process counts for itself. An attempt counts when it begins, so that many at once are no way around.
+An attempt counts when it begins, so that many at once are no way around; and it counts at every gateway, as they tell
+each other (:mod:`llmlb.router.identity.login_sharing`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Literal
+
+Outcome = Literal["began", "failed", "succeeded"]
+"""What happened to an attempt."""
 
 MOST = 10_000
 """Names and peers that are remembered; the one seen longest ago is forgotten."""
@@ -83,6 +89,11 @@ def _network(peer: str) -> str:
     return str(mapped or ipaddress.IPv6Network((address, IPV6_PREFIX), strict=False))
 
 
+def counted_as(name: str, peer: str) -> tuple[str, str]:
+    """Name and peer as they are counted and told: of the name a digest, since some type their password there."""
+    return hashlib.sha256(name.encode(errors="replace")).hexdigest()[:32] if name else "", _network(peer)
+
+
 class Logins:
     """Attempts to log in: by a peer at one name, by a peer at any, and at one name by anybody.
 
@@ -94,29 +105,34 @@ class Logins:
         self._kinds = (Throttle(5), Throttle(20), Throttle(50))
 
     def _counted(self, name: str, peer: str) -> list[tuple[Throttle, str]]:
-        peer = _network(peer)
         at_name, anywhere, by_anybody = self._kinds
         counted = [(at_name, f"{peer} {name}"), (anywhere, peer)]
         return [*counted, (by_anybody, name)] if name else counted
 
     def begin(self, name: str, peer: str, now: float) -> float:
         """0, and the attempt is counted; or how many seconds to wait, and it is not."""
-        counted = self._counted(name, peer)
-        wait_s = max(kind.wait_s(who, now) for kind, who in counted)
+        name, peer = counted_as(name, peer)
+        wait_s = max(kind.wait_s(who, now) for kind, who in self._counted(name, peer))
         if wait_s <= 0:
-            for kind, who in counted:
-                kind.began(who, now)
+            self.heard("began", name, peer, now)
         return wait_s
 
     def failed(self, name: str, peer: str, now: float) -> None:
         """The attempt was wrong."""
-        for kind, who in self._counted(name, peer):
-            kind.failed(who, now)
+        self.heard("failed", *counted_as(name, peer), now)
 
     def succeeded(self, name: str, peer: str) -> None:
         """The attempt was right. What the peer failed at with other names is not forgotten but for this attempt."""
+        self.heard("succeeded", *counted_as(name, peer), 0.0)
+
+    def heard(self, outcome: Outcome, name: str, peer: str, now: float) -> None:
+        """Take note of an attempt, here or at another gateway. Name and peer are those of :func:`counted_as`."""
         for kind, who in self._counted(name, peer):
-            if kind is self._kinds[1]:
+            if outcome == "began":
+                kind.began(who, now)
+            elif outcome == "failed":
+                kind.failed(who, now)
+            elif kind is self._kinds[1]:
                 kind.undo(who)
             else:
                 kind.succeeded(who)

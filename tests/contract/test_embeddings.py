@@ -41,7 +41,7 @@ def alike(one: Floats, other: Floats) -> bool:
 
 def reference(path: str, texts: tuple[str, ...], **options: Any) -> list[Floats]:
     """What llama-cpp-python makes of each text by itself."""
-    model = llama_cpp.Llama(path, embedding=True, n_ctx=512, n_batch=512, n_threads=2, verbose=False, **options)
+    model = llama_cpp.Llama(path, embedding=True, n_ctx=512, n_batch=512, n_threads=1, verbose=False, **options)
     made = [np.asarray(model.embed(text, normalize=True), dtype=np.float32) for text in texts]
     model.close()
     return made
@@ -60,7 +60,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
     """A model made to answer."""
     path = tiny_models.write_text_model(tmp_path_factory.mktemp("models") / "llama.gguf")
     template = tiny_models.TEMPLATE
-    options = LoadOptions("tiny", str(path), template=template, slots=3, context_length=512, threads=2)
+    options = LoadOptions("tiny", str(path), template=template, slots=3, context_length=512, threads=1)
     engine = LlamaCppEngine(options)
     yield Driver(engine)
     engine.close()
@@ -72,7 +72,7 @@ def bert_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def bert_options(path: Path) -> LoadOptions:
-    return LoadOptions(model="tiny-bert", path=str(path), template=None, slots=4, context_length=2048, threads=2)
+    return LoadOptions(model="tiny-bert", path=str(path), template=None, slots=4, context_length=2048, threads=1)
 
 
 @pytest.fixture(scope="module")

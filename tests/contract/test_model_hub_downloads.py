@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,51 +15,10 @@ from llmlb.bus.errors import (
 )
 from llmlb.bus.messages.hub import CancelClusterTask, DeleteModel, DownloadModel
 from tests.conftest import MakeBus
-from tests.support.hub_catalog import CatalogHub, catalog_hub
+from tests.support.hub_catalog import CatalogHub
 from tests.support.model_hub import RouterRig, until
-from tests.support.natsd import NatsServer
-from tests.support.pulls import MIB, PullNode, gguf_bytes, pull_node
-
-REPO, FILE = "own/model", "model-Q4_K_M.gguf"
-NAME = f"{REPO}:Q4_K_M"
-DATA = gguf_bytes(MIB)
-
-
-@pytest.fixture
-def hub() -> Iterator[CatalogHub]:
-    for made in catalog_hub():
-        made.add(REPO, {FILE: DATA, "sub/model-Q8_0.gguf": gguf_bytes(MIB, "Q8_0", seed=2)})
-        yield made
-
-
-@pytest.fixture
-async def url(tmp_path: Path) -> AsyncIterator[str]:
-    """A bus of this test's own: the registry is one for all nodes of a bus."""
-    server = NatsServer(tmp_path / "nats").start()
-    yield server.url
-    server.stop()
-
-
-@pytest.fixture
-async def router(make_bus: MakeBus, tmp_path: Path, hub: CatalogHub, url: str) -> AsyncIterator[RouterRig]:
-    made = await RouterRig().start(make_bus, url, hub, tmp_path / "router")
-    yield made
-    await made.stop()
-
-
-@pytest.fixture
-async def node(
-    make_bus: MakeBus, tmp_path: Path, hub: CatalogHub, url: str, router: RouterRig
-) -> AsyncIterator[PullNode]:
-    async with pull_node(make_bus, tmp_path / "node", hub, url=url) as made:
-        await until(lambda: router.fleet.members.state(made.node_id) == "online")
-        yield made
-        await made.stop()
-        await made.bus.close()
-
-
-async def ready(router: RouterRig, name: str = NAME) -> None:
-    await until(lambda: router.states(name) == ["ready"])
+from tests.support.model_rig import FILE, NAME, REPO, ready
+from tests.support.pulls import MIB, PullNode
 
 
 async def test_a_request_for_a_model_on_its_way_is_told_how_far_it_is(router: RouterRig, node: PullNode) -> None:

@@ -64,7 +64,7 @@ def options(model: Path, projector: Path | None, *, context: int = 2048, templat
         template=template or tiny_models.TEMPLATE,
         slots=4,
         context_length=context,
-        threads=2,
+        threads=1,
         projector=None if projector is None else str(projector),
     )
 

@@ -9,14 +9,17 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from tests.support.forks import Fork, can_be_forked, fork, run
+
 START_TIMEOUT_S = 30.0
+Popen = subprocess.Popen[bytes] | Fork
 
 
 def free_port() -> int:
@@ -26,22 +29,22 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
-def wait_until(condition: Callable[[], Any], timeout_s: float, what: str) -> Any:
-    """The first true value of ``condition``. Fails with ``what`` after ``timeout_s``."""
+def wait_until(condition: Callable[[], Any], timeout_s: float, what: str, *, every_s: float = 0.02) -> Any:
+    """The first true value of ``condition``, looked at each ``every_s``. Fails with ``what`` after ``timeout_s``."""
     deadline = time.monotonic() + timeout_s
     while True:
         if value := condition():
             return value
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {timeout_s} s: {what}")
-        time.sleep(0.02)
+        time.sleep(every_s)
 
 
 @dataclass
 class Process:
     """One ``llmlb`` process."""
 
-    popen: subprocess.Popen[bytes]
+    popen: Popen
     log: Path
     router_port: int | None = None
     node_port: int | None = None
@@ -77,7 +80,7 @@ class Process:
         return False
 
     def wait_ready(self) -> Process:
-        wait_until(self.ready, START_TIMEOUT_S, f"/ready of {self.url}; log:\n{self.output()}")
+        wait_until(self.ready, START_TIMEOUT_S, f"/ready of {self.url}; log:\n{self.output()}", every_s=0.05)
         return self
 
 
@@ -89,6 +92,8 @@ class Cluster:
     bus_port: int = field(default_factory=free_port)
     settings: dict[str, str] = field(default_factory=dict)
     processes: list[Process] = field(default_factory=list)
+    forks: bool = True
+    """False: each process begins with a new interpreter, as it does outside of tests; a second of CPU time more."""
 
     @property
     def bus_url(self) -> str:
@@ -125,30 +130,28 @@ class Cluster:
             **more,
         )
         log = self.root / f"{home}.{len(self.processes)}.log"
-        with log.open("wb") as out:
-            popen = subprocess.Popen(
-                [sys.executable, "-m", "llmlb", *command],
+        process = Process(self.spawn("llmlb", *command, env=env, log=log), log, router_port, node_port)
+        self.processes.append(process)
+        return process
+
+    def spawn(self, *command: str, env: dict[str, str], log: Path, inside: Sequence[str] = ()) -> Popen:
+        """Start ``python -m <command>``. A fork where nothing speaks against it; ``inside``: what comes before it."""
+        with log.open("wb") as out, open(os.devnull, "rb") as nothing:
+            if self.forks and not inside and can_be_forked(command[0], env):
+                return fork(*command, env=env, stdin=nothing.fileno(), stdout=out.fileno(), stderr=out.fileno())
+            return subprocess.Popen(
+                [*inside, sys.executable, "-m", *command],
                 env=env,
-                stdin=subprocess.DEVNULL,
+                stdin=nothing,
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        process = Process(popen, log, router_port, node_port)
-        self.processes.append(process)
-        return process
 
     def cli(self, *command: str, host: str | None = None, timeout_s: float = 90) -> subprocess.CompletedProcess[str]:
         """Run a client command to its end."""
         more = {} if host is None else {"LLMLB_HOST": host}
-        return subprocess.run(
-            [sys.executable, "-m", "llmlb", *command],
-            env=self.environ(self.root / "client", **more),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-        )
+        return run("llmlb", *command, env=self.environ(self.root / "client", **more), timeout_s=timeout_s)
 
     def close(self) -> None:
         for process in reversed(self.processes):
@@ -159,9 +162,9 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def cluster(root: Path, **settings: str) -> Iterator[Cluster]:
+def cluster(root: Path, *, forks: bool = True, **settings: str) -> Iterator[Cluster]:
     """A cluster that is ended whatever happens."""
-    it = Cluster(root, settings=settings)
+    it = Cluster(root, settings=settings, forks=forks)
     try:
         yield it
     finally:

@@ -142,9 +142,9 @@ def chat(*texts: str, continuation: tuple[int, ...] = (), system: str | None = N
 
 
 def smollm2_options(
-    *, slots: int = 4, context: int = 2048, threads: int = 2, template: str | None = None
+    *, slots: int = 4, context: int = 2048, threads: int = 1, template: str | None = None
 ) -> LoadOptions:
-    """The real demo model."""
+    """The real demo model. One thread: two of each of two test processes on two cores wait for each other."""
     path = bundled_path()
     assert path is not None
     return LoadOptions(

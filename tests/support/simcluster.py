@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import subprocess
-import sys
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,12 +12,13 @@ from typing import Any
 
 import httpx
 
-from tests.support.cluster import Cluster, Process, free_port, wait_until
+from tests.support.cluster import Cluster, Popen, Process, free_port, wait_until
 from tests.support.natsd import NatsServer
 from tests.support.traffic import Traffic
 
 START_S = 40.0
 MODEL = "simulated/one"
+LOOPBACK = "127.0.0.1"
 
 
 @dataclass
@@ -45,32 +44,24 @@ class SimNode(Process):
 class SimCluster:
     """A NATS server of its own, and what is started on it. Everything is ended by :meth:`close`."""
 
-    def __init__(self, root: Path, *, bus_host: str = "127.0.0.1", **settings: str) -> None:
+    def __init__(self, root: Path, *, bus_host: str = LOOPBACK, **settings: str) -> None:
         """``bus_host``: where the bus listens; another one than loopback only inside a network namespace."""
         self.bus = NatsServer(root / "bus", host=bus_host).start()
         base = {"LLMLB_EMBEDDED_BUS": "false", "LLMLB_STALL_TIMEOUT": "6s", "LLMLB_DRAIN_TIMEOUT": "1s"}
-        self._cluster = Cluster(root, bus_port=self.bus.port, settings={**base, **settings})
+        # In a network namespace a process has to be a child of the thread that is in it.
+        forks = bus_host == LOOPBACK
+        self._cluster = Cluster(root, bus_port=self.bus.port, settings={**base, **settings}, forks=forks)
         self._traffic: list[Traffic] = []
         self.root = root
         self.routers: list[Process] = []
         self.nodes: list[SimNode] = []
         self.real_nodes: list[Process] = []
 
-    def _popen(
-        self, command: list[str], home: str, inside: Sequence[str] = (), **env: str
-    ) -> tuple[subprocess.Popen[bytes], Path]:
+    def _popen(self, command: list[str], home: str, inside: Sequence[str] = (), **env: str) -> tuple[Popen, Path]:
         folder = self.root / home
         folder.mkdir(parents=True, exist_ok=True)
         log = self.root / f"{home}.{len(self._cluster.processes)}.log"
-        with log.open("wb") as out:
-            popen = subprocess.Popen(
-                [*inside, sys.executable, "-m", *command],
-                env=self._cluster.environ(folder, **env),
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        popen = self._cluster.spawn(*command, env=self._cluster.environ(folder, **env), log=log, inside=inside)
         return popen, log
 
     def start_router(self, name: str = "router", *, port: int = 0, module: str = "llmlb", **env: str) -> Process:
@@ -156,7 +147,7 @@ class SimCluster:
 
 
 @contextlib.contextmanager
-def simcluster(root: Path, *, bus_host: str = "127.0.0.1", **settings: str) -> Iterator[SimCluster]:
+def simcluster(root: Path, *, bus_host: str = LOOPBACK, **settings: str) -> Iterator[SimCluster]:
     """A cluster that is ended whatever happens."""
     it = SimCluster(root, bus_host=bus_host, **settings)
     try:

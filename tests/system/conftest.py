@@ -12,5 +12,5 @@ from tests.support.cluster import Cluster, Process, cluster
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster, Process]]:
     """``llmlb serve``, ready."""
-    with cluster(tmp_path_factory.mktemp("served"), LLMLB_NUM_PARALLEL="4", LLMLB_NUM_THREADS="2") as it:
+    with cluster(tmp_path_factory.mktemp("served"), LLMLB_NUM_PARALLEL="4") as it:
         yield it, it.start("serve", home="one").wait_ready()

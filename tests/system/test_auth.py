@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import httpx
 import pytest
 
 from tests.support.cluster import Cluster, Process, cluster, wait_until
+from tests.support.forks import run
 
 PASSWORD = "correct horse"
 
@@ -28,14 +30,8 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster, Pro
 def cli(rig: tuple[Cluster, Process, Process], *command: str, stdin: str = "", **more: str) -> str:
     """The output of a command that must work."""
     it, first, _ = rig
-    done = subprocess.run(
-        [sys.executable, "-m", "llmlb", "router", *command],
-        env=it.environ(it.root / "client", LLMLB_HOST=first.url, **more),
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    env = it.environ(it.root / "client", LLMLB_HOST=first.url, **more)
+    done = run("llmlb", "router", *command, env=env, stdin=stdin, timeout_s=60)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -75,6 +71,28 @@ def test_from_the_first_admin_to_a_revoked_key(rig: tuple[Cluster, Process, Proc
     for process in (first, second):
         output = process.output()
         assert not any(secret in output for secret in (key, admin, PASSWORD))
+
+
+def test_a_revoked_key_is_refused_by_every_gateway_within_a_second(rig: tuple[Cluster, Process, Process]) -> None:
+    """Goes on where the first test ends. From the answer to the revocation to the first refusal elsewhere."""
+    _, first, second = rig
+    as_alice = ["--as", "alice", "--password-stdin"]
+    admin = cli(rig, "key", "create", "ops2", "-p", "users", *as_alice, stdin=f"{PASSWORD}\n")
+    with (
+        httpx.Client(base_url=first.url, headers={"x-api-key": admin}, timeout=10) as office,
+        httpx.Client(base_url=second.url, timeout=10) as user,
+    ):
+        office.get("/v0/keys").raise_for_status()
+        taken = []
+        for number in range(5):
+            made = office.post("/v0/keys", json={"name": f"short-{number}", "permissions": ["models.read"]}).json()
+            sent = {"x-api-key": made["key"]}
+            wait_until(lambda sent=sent: user.get("/v1/models", headers=sent).status_code == 200, 10, "it is known")
+            office.delete(f"/v0/keys/{made['key_id']}").raise_for_status()
+            revoked = time.monotonic()
+            wait_until(lambda sent=sent: user.get("/v1/models", headers=sent).status_code == 401, 10, "it is refused")
+            taken.append(time.monotonic() - revoked)
+        assert max(taken) <= 1.0, taken
 
 
 def test_users_over_http(rig: tuple[Cluster, Process, Process]) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import math
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +12,7 @@ import httpx
 import pytest
 
 from tests.support.cluster import Cluster, Process, cluster, wait_until
+from tests.support.forks import run
 from tests.system.test_workers import listeners
 
 PASSWORD = "correct horse"
@@ -35,14 +35,9 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster, Pro
 def make(it: Cluster, router: Process, *command: str, as_alice: bool = True) -> str:
     """The output of a command that must work; as alice, once she exists."""
     more = ["--as", "alice"] if as_alice else []
-    done = subprocess.run(
-        [sys.executable, "-m", "llmlb", "router", *command, *more, "--password-stdin"],
-        env=it.environ(it.root / "client", LLMLB_HOST=router.url),
-        input=f"{PASSWORD}\n",
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    env = it.environ(it.root / "client", LLMLB_HOST=router.url)
+    asked = ("router", *command, *more, "--password-stdin")
+    done = run("llmlb", *asked, env=env, stdin=f"{PASSWORD}\n", timeout_s=60)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -100,3 +95,19 @@ def test_a_login_holds_at_every_process_until_its_logout(rig: tuple[Cluster, Pro
     csrf = {"x-csrf-token": login.cookies["llmlb_csrf"]}
     assert httpx.post(f"{router.url}/v0/auth/logout", headers={**session, **csrf}).status_code == 200
     wait_until(lambda: always(router, 401, **session), 10, "the session is over at all of them")
+
+
+def test_the_processes_count_wrong_passwords_together(rig: tuple[Cluster, Process]) -> None:
+    router = rig[1]
+    began = time.monotonic()
+    looked_at = refused = 0
+    while refused < IN_A_ROW and looked_at <= 5 * WORKERS:
+        body = {"name": "mallory", "password": "guessed wrong"}
+        status = httpx.post(f"{router.url}/v0/auth/login", json=body, timeout=30).status_code
+        assert status in (401, 429)
+        looked_at += status == 401
+        refused = refused + 1 if status == 429 else 0
+    # Five, and one each after 1, 2, 4 … s more; and one that met a process before the news of the last one did.
+    allowed = 5 + int(math.log2(time.monotonic() - began + 1)) + 1
+    assert 5 <= looked_at <= allowed
+    assert allowed < 5 * WORKERS

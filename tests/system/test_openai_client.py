@@ -36,23 +36,23 @@ def reference() -> Iterator[Llama]:
     with contextlib.redirect_stderr(io.StringIO()):
         # The same kernels as the engine's: flash attention, and prefill in calls of the same size.
         llama = Llama(
-            str(bundled_path()), n_ctx=1024, n_threads=2, n_batch=128, n_ubatch=128, flash_attn=True, verbose=False
+            str(bundled_path()), n_ctx=1024, n_threads=1, n_batch=128, n_ubatch=128, flash_attn=True, verbose=False
         )
     yield llama
     llama.close()
 
 
 def test_a_greedy_answer_is_the_one_of_llama_cpp_itself(client: openai.OpenAI, reference: Llama) -> None:
-    expected: Any = reference.create_chat_completion(QUESTION, temperature=0, max_tokens=40)
-    answer = client.chat.completions.create(model=MODEL, messages=QUESTION, temperature=0, max_tokens=40)
+    expected: Any = reference.create_chat_completion(QUESTION, temperature=0, max_tokens=24)
+    answer = client.chat.completions.create(model=MODEL, messages=QUESTION, temperature=0, max_tokens=24)
     assert answer.choices[0].message.content == expected["choices"][0]["message"]["content"]
     assert answer.choices[0].message.role == "assistant"
     assert answer.model == MODEL
     assert answer.object == "chat.completion"
     assert answer.usage is not None
     assert answer.usage.prompt_tokens == expected["usage"]["prompt_tokens"]
-    assert answer.usage.completion_tokens == 40
-    assert answer.usage.total_tokens == answer.usage.prompt_tokens + 40
+    assert answer.usage.completion_tokens == 24
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + 24
     assert answer.choices[0].finish_reason == "length"
 
 
@@ -72,19 +72,19 @@ def test_an_answer_that_ends_by_itself_says_stop_and_counts_its_tokens(client: o
 
 
 def test_a_stream_gives_the_same_text_and_usage(client: openai.OpenAI) -> None:
-    whole = client.chat.completions.create(model=MODEL, messages=QUESTION, temperature=0, max_tokens=30)
+    whole = client.chat.completions.create(model=MODEL, messages=QUESTION, temperature=0, max_tokens=16)
     chunks = list(
         client.chat.completions.create(
             model=MODEL,
             messages=QUESTION,
             temperature=0,
-            max_tokens=30,
+            max_tokens=16,
             stream=True,
             stream_options={"include_usage": True},
         )
     )
     assert chunks[0].choices[0].delta.role == "assistant"
-    assert len(chunks) > 20, "tokens come one by one"
+    assert len(chunks) > 10, "tokens come one by one"
     assert "".join(c.choices[0].delta.content or "" for c in chunks[:-1]) == whole.choices[0].message.content
     assert [c.choices[0].finish_reason for c in chunks[:-1] if c.choices[0].finish_reason] == ["length"]
     assert chunks[-1].choices == []
@@ -104,11 +104,11 @@ def test_without_include_usage_no_chunk_has_usage(client: openai.OpenAI) -> None
 
 
 def test_a_stop_text_ends_the_answer_and_is_not_in_it(client: openai.OpenAI) -> None:
-    whole = client.chat.completions.create(model=MODEL, messages=QUESTION, temperature=0, max_tokens=40)
+    whole = client.chat.completions.create(model=MODEL, messages=QUESTION, temperature=0, max_tokens=16)
     text = whole.choices[0].message.content or ""
     stop = text[20:26]
     for stream in (False, True):
-        arguments: Any = {"model": MODEL, "messages": QUESTION, "temperature": 0, "max_tokens": 40, "stop": [stop]}
+        arguments: Any = {"model": MODEL, "messages": QUESTION, "temperature": 0, "max_tokens": 16, "stop": [stop]}
         if stream:
             chunks = list(client.chat.completions.create(**arguments, stream=True))
             got = "".join(c.choices[0].delta.content or "" for c in chunks)
@@ -123,7 +123,7 @@ def test_a_stop_text_ends_the_answer_and_is_not_in_it(client: openai.OpenAI) -> 
 def test_the_same_seed_gives_the_same_text(client: openai.OpenAI) -> None:
     def ask(seed: int) -> str | None:
         answer = client.chat.completions.create(
-            model=MODEL, messages=QUESTION, temperature=1.2, top_p=0.95, seed=seed, max_tokens=30
+            model=MODEL, messages=QUESTION, temperature=1.2, top_p=0.95, seed=seed, max_tokens=12
         )
         return answer.choices[0].message.content
 
@@ -142,7 +142,7 @@ def test_answers_do_not_depend_on_what_runs_beside_them(client: openai.OpenAI) -
 
     def ask(question: str) -> str:
         answer = client.chat.completions.create(
-            model=MODEL, messages=[{"role": "user", "content": question}], temperature=0, max_tokens=40
+            model=MODEL, messages=[{"role": "user", "content": question}], temperature=0, max_tokens=24
         )
         return answer.choices[0].message.content or ""
 
@@ -210,7 +210,7 @@ def test_a_client_that_goes_away_frees_the_engine_at_once(
             with http.stream("POST", f"{client.base_url}chat/completions", json=body) as response:
                 pieces = response.iter_bytes()  # kept: httpx closes the connection together with the generator
                 next(pieces)
-                assert running(process) == 1
+                wait_until(lambda: running(process) == 1, 5, "it is being answered")
         else:
             with pytest.raises(httpx.ReadTimeout):
                 http.post(f"{client.base_url}chat/completions", json=body)

@@ -44,7 +44,7 @@ def wait_models(process: Process) -> None:
 
 
 def test_serve_prints_lines_that_work_when_pasted_and_ctrl_c_ends_all_of_it(tmp_path: Path) -> None:
-    with cluster(tmp_path) as it:
+    with cluster(tmp_path, forks=False) as it:
         process = it.start("serve", home="one").wait_ready()
         wait_until(lambda: "Ctrl+C ends it" in process.output(), 15, "the start-up block")
         block = process.output()
@@ -115,7 +115,7 @@ def test_kill_9_of_the_process_leaves_neither_bus_nor_worker(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("order", ["node first", "router first", "together", "all in one first"])
 def test_processes_find_each_other_in_any_order(tmp_path: Path, order: str) -> None:
-    with cluster(tmp_path) as it:
+    with cluster(tmp_path, forks=order != "together") as it:
         if order == "node first":
             node = it.start("node", "serve", home="node").wait_ready()
             router = it.start("router", "serve", home="router").wait_ready()

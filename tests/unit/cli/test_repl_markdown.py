@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from llmlb.cli.repl_markdown import Markdown
@@ -149,6 +149,8 @@ def test_styles_end_with_the_line_and_with_the_answer() -> None:
 ALPHABET = st.text(alphabet="ab *_`#->|\n1.\\~語 ", max_size=120)
 
 
+@example(">>> a", 1, 8)
+@example("> > >", 2, 8)
 @given(ALPHABET, st.integers(1, 7), st.integers(8, 60))
 def test_nothing_is_lost_and_pieces_do_not_matter(text: str, piece: int, columns: int) -> None:
     one, other = drawn(text, columns, piece), drawn(text, columns, 1000)

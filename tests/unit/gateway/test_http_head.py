@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmlb.router.gateway.http_head import HEADERS_MAX, TARGET_MAX, HttpRefused, chunk_size, parse_head
+from llmlb.router.gateway.http_head import HEADERS_MAX, TARGET_MAX, HttpRefused, chunk_size, parse_head, read_head
 
 POST = "POST /v1/chat/completions HTTP/1.1\r\nHost: a"
 
@@ -24,7 +24,7 @@ def test_a_usual_head_is_read() -> None:
         b"POST /v1/models/a%2Fb:Q4?x=1 HTTP/1.1\r\nHost: a:1\r\nContent-Length: 12\r\nX-A:  b c \t\r\nX-E:"
     )
     assert (head.method, head.target, head.version) == ("POST", "/v1/models/a%2Fb:Q4?x=1", "1.1")
-    assert head.headers == [("host", "a:1"), ("content-length", "12"), ("x-a", "b c"), ("x-e", "")]
+    assert list(head.headers) == [("host", "a:1"), ("content-length", "12"), ("x-a", "b c"), ("x-e", "")]
     assert (head.length, head.keep_alive, head.expects) == (12, True, False)
 
 
@@ -110,7 +110,7 @@ def test_a_host_is_needed_but_for_the_old_version() -> None:
     assert refused("GET / HTTP/1.1") == 400
     assert refused("GET / HTTP/1.1\r\nHost: a b") == 400
     assert refused("GET / HTTP/1.1\r\nHost: a/b") == 400
-    assert parse_head(b"GET / HTTP/1.1\r\nHost:").headers == [("host", "")]
+    assert list(parse_head(b"GET / HTTP/1.1\r\nHost:").headers) == [("host", "")]
     old = parse_head(b"GET / HTTP/1.0")
     assert (old.keep_alive, old.length) == (False, 0)
     assert parse_head(b"GET / HTTP/1.0\r\nConnection: Keep-Alive").keep_alive
@@ -124,7 +124,7 @@ def test_the_connection_header_is_a_list() -> None:
 
 def test_an_absolute_address_names_the_host() -> None:
     head = parse_head(b"GET HTTP://b:1/x?y HTTP/1.1\r\nHost: a")
-    assert (head.target, head.headers) == ("/x?y", [("host", "b:1")])
+    assert (head.target, list(head.headers)) == ("/x?y", [("host", "b:1")])
     assert parse_head(b"GET http://b HTTP/1.1").target == "/"
     assert parse_head(b"OPTIONS * HTTP/1.1\r\nHost: a").target == "*"
 
@@ -161,3 +161,46 @@ def test_any_bytes_are_read_or_refused(raw: bytes) -> None:
         assert head.target.isascii()
         # No line of it can be a second header.
         assert not any(bad in value for _, value in head.headers for bad in "\r\n\0")
+
+
+@pytest.mark.parametrize("length", ["1", "7", "123456789012345678"])
+@pytest.mark.parametrize("name", ["Content-Length", "content-length"])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_head_that_is_known_is_read_like_one_that_is_not(name: str, length: str, place: int) -> None:
+    lines = ["Host: a", "X-Y: content-length: 5"]
+    lines.insert(place, f"{name}: {length}")
+    raw = "\r\n".join(["POST /x HTTP/1.1", *lines]).encode()
+    whole = parse_head(raw)
+    for _ in range(2):
+        head, found = read_head(raw)
+        assert found == whole.length == int(length)
+        rest = [field for field in head.headers if field[0] != "content-length"]
+        assert rest == [field for field in whole.headers if field[0] != "content-length"]
+        assert (head.method, head.target, head.version, head.keep_alive) == ("POST", "/x", "1.1", True)
+
+
+def test_heads_that_differ_in_their_length_alone_are_one() -> None:
+    heads = [read_head(f"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: {n}".encode())[0] for n in (3, 4)]
+    assert heads[0] is heads[1]
+    assert read_head(b"POST /y HTTP/1.1\r\nHost: a\r\nContent-Length: 3")[0] is not heads[0]
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "Content-Length: 5\r\nContent-Length: 5",
+        "Content-Length: 5\r\ncontent-length: 6",
+        "Content-Length: 5\r\nTransfer-Encoding: chunked",
+        "Transfer-Encoding: chunked\r\nContent-Length: 5",
+        "Content-Length: 5\r\n 6",
+        "Content-Length: 5\n",
+        "Content-Length: 5 6",
+        "Content-Length : 5",
+        "Content-Length: 05x",
+        "X: y\r\n\r\nContent-Length: 5",
+    ],
+)
+def test_the_short_way_to_a_known_head_lets_nothing_through(lines: str) -> None:
+    for _ in range(2):
+        with pytest.raises(HttpRefused):
+            read_head(f"POST /x HTTP/1.1\r\nHost: a\r\n{lines}".encode())

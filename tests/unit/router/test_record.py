@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import orjson
+import pytest
+
 from llmlb.bus import codec
 from llmlb.bus.errors import EngineCrashed
 from llmlb.bus.messages.base import changed
@@ -13,6 +16,7 @@ from llmlb.bus.messages.requests import RequestAttempt, RequestRecord
 from llmlb.router.call import Call
 from llmlb.router.journey import Attempt, Journey
 from llmlb.router.record import Record, Tried
+from llmlb.router.store import _values, plain_values
 
 REQUEST = InferRequest(
     request_id="r", model="m", kind="chat", messages=(ChatMessage(role="user", content="hi"),), sampling=Sampling()
@@ -65,3 +69,34 @@ def test_a_changed_copy_is_as_pydantics_own() -> None:
     assert codec.encode(ours) == codec.encode(theirs)
     assert ours.model_fields_set == theirs.model_fields_set
     assert (REQUEST.model, hash(ours)) == ("m", hash(theirs))
+
+
+def test_the_history_reads_a_record_of_this_version_as_its_message_class_does() -> None:
+    data = codec.encode_plain(journey().record())
+    assert plain_values(data, 5.0) == _values(codec.decode_as(RequestRecord, data), 5.0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"type": "llmlb.request.record.v2"},
+        {"started_at": 0.0},
+        {"attempts": "1"},
+        {"attempts": -1},
+        {"attempts": True},
+        {"status": "fine"},
+        {"usage": {"prompt_tokens": 1}},
+        {"usage": {"prompt_tokens": None, "completion_tokens": 1, "reasoning_tokens": 0, "cached_tokens": 0}},
+        {"usage": 7},
+        {"model": None},
+        {"key": 5},
+    ],
+)
+def test_a_record_that_is_another_is_left_to_the_message_class(change: dict[str, Any]) -> None:
+    body = {**orjson.loads(codec.encode_plain(journey().record())), **change}
+    assert plain_values(orjson.dumps(body), 5.0) is None
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"7", b"null", b'"usage"'])
+def test_what_is_no_record_is_left_to_the_message_class(data: bytes) -> None:
+    assert plain_values(data, 5.0) is None
