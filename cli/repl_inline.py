@@ -81,8 +81,9 @@ class Inline:
         return self._code(run, ended) if char == "`" else self._marker(char * run, ended)
 
     def _code(self, run: int, ended: bool) -> tuple[str, str] | None:
-        end = re.compile(rf"(?<!`)`{{{run}}}(?!`)").search(self._held, run)
-        if end is not None and (ended or end.end() < len(self._held)):
+        part, whole = self._looked_at(run, ended)
+        end = re.compile(rf"(?<!`)`{{{run}}}(?!`)").search(part, run)
+        if end is not None and (whole or end.end() < len(part)):
             code = self._cut(end.end())[run:-run]
             return self._out(code, CODE)
         if ended or len(self._held) > HELD + run:
@@ -101,7 +102,7 @@ class Inline:
                     return "", ""
         if marker == "__" or not after or after.isspace() or self._before.isalnum() or marker in self._open:
             return self._out(self._cut(run))
-        found = self._closed(marker)
+        found = self._closed(marker, ended)
         long = len(self._held) > HELD + run
         if not (found or long or ended):
             return None
@@ -112,10 +113,20 @@ class Inline:
         self._before = " "
         return "", ""
 
-    def _closed(self, marker: str) -> bool:
-        """True when a run that closes it is in what is held: behind something that is no blank, and long enough."""
+    def _looked_at(self, run: int, ended: bool) -> tuple[str, bool]:
+        """Where the end of a span is searched, however much came at once; and whether nothing comes behind it."""
+        part = self._held[: HELD + run + 1]
+        return part, ended and len(part) == len(self._held)
+
+    def _closed(self, marker: str, ended: bool) -> bool:
+        """True when a run that closes it is in what is held: behind something that is no blank, and long enough.
+
+        A run at the end may become longer, so it counts only when the line ends there.
+        """
+        part, whole = self._looked_at(len(marker), ended)
         char = re.escape(marker[0])
-        for run in re.finditer(rf"(?<=[^\s\\{char}])({char}+)(\w?)", self._held[len(marker) :]):
-            if len(run[1]) in (len(marker), 3) and not (marker[0] == "_" and run[2]):
+        for run in re.finditer(rf"(?<=[^\s\\{char}])({char}+)(\w?)", part[len(marker) :]):
+            known = whole or len(marker) + run.end(1) < len(part)
+            if known and len(run[1]) in (len(marker), 3) and not (marker[0] == "_" and run[2]):
                 return True
         return False

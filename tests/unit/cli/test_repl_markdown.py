@@ -151,6 +151,9 @@ ALPHABET = st.text(alphabet="ab *_`#->|\n1.\\~語 ", max_size=120)
 
 @example(">>> a", 1, 8)
 @example("> > >", 2, 8)
+@example("*a**", 1, 60)
+@example("*" + "a" * 70 + "*", 1, 60)
+@example("`" + "a" * 70 + "` a", 1, 60)
 @given(ALPHABET, st.integers(1, 7), st.integers(8, 60))
 def test_nothing_is_lost_and_pieces_do_not_matter(text: str, piece: int, columns: int) -> None:
     one, other = drawn(text, columns, piece), drawn(text, columns, 1000)
