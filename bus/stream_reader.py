@@ -11,12 +11,12 @@ import asyncio
 import itertools
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import nats.errors
 import orjson
-from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from llmlb.bus.connection import Bus, map_nats_error
@@ -57,9 +57,9 @@ class _Batch:
         self.heard_at = time.monotonic()
         self._broken = False
 
-    def add(self, msg: Msg) -> None:
+    def add(self, data: bytes, headers: Mapping[str, str]) -> None:
+        """The next reply. Raises KeyError, ValueError for what is none."""
         self.heard_at = time.monotonic()
-        headers = msg.headers or {}
         if "Nats-Sequence" not in headers:
             self.status = headers.get("Status", "")
             self.over.set()
@@ -67,9 +67,7 @@ class _Batch:
         before = int(headers.get("Nats-Last-Sequence", 0))
         self._broken |= bool(self.messages) and before != self.messages[-1].sequence
         if not self._broken:
-            self.messages.append(
-                StoredMessage(int(headers["Nats-Sequence"]), _unix(headers["Nats-Time-Stamp"]), msg.data)
-            )
+            self.messages.append(StoredMessage(int(headers["Nats-Sequence"]), _unix(headers["Nats-Time-Stamp"]), data))
 
 
 class StreamReader:
@@ -131,14 +129,14 @@ class StreamReader:
         """One subscription for all questions; it outlives reconnections."""
         if self._subscription is None:
             self._inbox = self._bus.client.new_inbox()
-            self._subscription = await self._bus.subscribe(f"{self._inbox}.*", self._on_reply)
+            self._subscription = await self._bus.subscribe_straight(f"{self._inbox}.*", self._on_reply)
 
-    async def _on_reply(self, msg: Msg) -> None:
-        batch = self._batches.get(msg.subject.rsplit(".", 1)[1])
+    def _on_reply(self, subject: str, data: bytes, headers: Mapping[str, str] | None) -> None:
+        batch = self._batches.get(subject.rsplit(".", 1)[1])
         if batch is None:
             return  # of a question that was given up
         try:
-            batch.add(msg)
+            batch.add(data, headers or {})
         except (KeyError, ValueError) as error:
             raise BadMessage("not an answer to a direct get", detail=str(error)) from error
 

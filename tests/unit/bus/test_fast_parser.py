@@ -10,6 +10,7 @@ import nats.errors
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from nats.aio.client import Client
 from nats.protocol.parser import Parser
 
 from llmlb.bus.fast_parser import FastParser
@@ -25,7 +26,10 @@ class Told:
         self.heard: list[Any] = []
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
-        self.heard.append((sid, bytes(subject), bytes(reply), bytes(data), headers and bytes(headers)))
+        known = await Client()._process_headers(bytes(headers)) if headers else None
+        if known is not None:
+            known = {str(getattr(name, "value", name)): value for name, value in known.items()}
+        self.heard.append((sid, bytes(subject), bytes(reply), bytes(data), known))
 
     async def _process_ping(self) -> None:
         self.heard.append("ping")
@@ -57,6 +61,12 @@ def heard(make: type[Parser], pieces: list[bytes]) -> list[Any]:
     return told.heard
 
 
+HEADS = [
+    b"NATS/1.0 503\r\n\r\n",
+    b"NATS/1.0 404 No Messages\r\n\r\n",
+    b"NATS/1.0 204 EOB\r\nNats-Num-Pending: 0\r\nNats-Last-Sequence: 12\r\n\r\n",
+    b"NATS/1.0\r\nNats-Stream: A\r\nNats-Time-Stamp: 2026-01-02T03:04:05.678901234Z\r\nempty:\r\n\r\n",
+]
 PAYLOADS = st.binary(max_size=300) | st.sampled_from([b"", b"\r\n", b"MSG a 7 1\r\nx\r\n", b"PING\r\n", b"x" * 70_000])
 
 
@@ -69,7 +79,7 @@ def operations(draw: st.DrawFn) -> bytes:
     if kind == "REPLY":
         return b"MSG a.b 8 c.d %d\r\n%b\r\n" % (len(data), data)
     if kind == "HMSG":
-        head = b"NATS/1.0 503\r\n\r\n"
+        head = draw(st.sampled_from(HEADS))
         return b"HMSG a.b %b %d %d\r\n%b%b\r\n" % (sid, len(head), len(head) + len(data), head, data)
     return {
         "PING": b"PING\r\n",

@@ -137,6 +137,25 @@ def _sparse(path: Path, start: bytes, size: int) -> Path:
     return path
 
 
+def _peak(path: Path, *, refused: bool = False) -> int:
+    """Bytes allocated at most while a file is read, the least of three times: threads that other tests have left
+    behind in this process are counted, too."""
+    peaks = []
+    for _ in range(3):
+        tracemalloc.start()
+        try:
+            read_gguf(path)
+            assert not refused
+        except ModelLoadFailed as error:
+            assert path.name in error.message  # noqa: PT017  # either outcome may be right
+        finally:
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+        if peaks[-1] < 16 * 2**20:
+            break
+    return min(peaks)
+
+
 @pytest.mark.parametrize(
     "start",
     [
@@ -148,11 +167,7 @@ def _sparse(path: Path, start: bytes, size: int) -> Path:
 )
 def test_a_huge_file_of_nothing_takes_neither_time_nor_memory(tmp_path: Path, start: bytes) -> None:
     path = _sparse(tmp_path / "huge.gguf", start, 64 * 2**30)
-    tracemalloc.start()
-    with pytest.raises(ModelLoadFailed):
-        read_gguf(path)
-    assert tracemalloc.get_traced_memory()[1] < 16 * 2**20
-    tracemalloc.stop()
+    assert _peak(path, refused=True) < 16 * 2**20
 
 
 def test_many_texts_together_are_bounded_too(tmp_path: Path) -> None:
@@ -193,12 +208,4 @@ def hostile_headers(draw: Any) -> bytes:
 @given(data=hostile_headers(), size=st.sampled_from([0, 2**20, 2**40]))
 def test_no_header_allocates_much_or_escapes(tmp_path: Path, data: bytes, size: int) -> None:
     path = _sparse(tmp_path / "m.gguf", data, max(size, len(data)))
-    tracemalloc.start()
-    try:
-        read_gguf(path)
-    except ModelLoadFailed as error:
-        assert "m.gguf" in error.message  # noqa: PT017  # either outcome is right
-    finally:
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-    assert peak < 32 * 2**20
+    assert _peak(path) < 32 * 2**20
