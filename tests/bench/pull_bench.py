@@ -20,7 +20,8 @@ from tests.unit.node.store_files import pull as install
 TITLE = "Pulls"
 MB = 1_000_000
 MIB = 1024 * 1024
-SIZE = 1000 * MB
+SIZE = 2020 * MB
+"""As the example in the README, a model of 3 billion parameters in Q4_K_M."""
 QUICK_SIZE = 60 * MB
 REPETITIONS = 5
 KILLS_AT = (0.1, 0.3, 0.5, 0.7, 0.9)
