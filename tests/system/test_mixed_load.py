@@ -26,6 +26,7 @@ def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
         LLMLB_NUM_PARALLEL=str(SLOTS),
         LLMLB_CONTEXT_LENGTH="768",
         LLMLB_QUEUE_MAX="400",
+        LLMLB_QUEUE_TIMEOUT="240s",  # on a machine that has other things to do, too
         LLMLB_NUM_THREADS="2",
     ) as it:
         process = it.start("serve", home="one").wait_ready()
