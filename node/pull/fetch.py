@@ -19,6 +19,7 @@ from llmlb.bus.errors import Forbidden, LlmlbError, PullFailed
 from llmlb.node.pull.digest import STEP_BYTES, Digest, Follower
 from llmlb.node.pull.hub import public
 from llmlb.node.pull.link import Changed, Link
+from llmlb.node.pull.pace import Pace
 from llmlb.node.pull.partial import BLOCK, Partial
 from llmlb.node.pull.trouble import FIRST_S, MOST_S, Backoff, Passing, passes, retry_after_s
 from llmlb.node.pull.wire import TROUBLE, Answer, NotHttp, Unreachable, Wire, connections
@@ -113,6 +114,9 @@ class Fetch:
         self._written = threading.Event()
         """Nothing more is written."""
         self._waiting = limits.segments(partial.missing())
+        self._pace = Pace(limits.connections)
+        self._called = threading.Event()
+        """There is nothing left to take, or it is over: nobody waits to be wanted any more."""
         self._wire = Wire(stall_s=limits.stall_s, connect_s=limits.connect_s)
         self.trouble: str | None = None
         """What the download waits for now, for people; None while bytes flow."""
@@ -124,6 +128,7 @@ class Fetch:
         with self._lock:
             self._error = self._error or error
         self._over.set()
+        self._called.set()
         self._wire.cut()
 
     def run(self) -> None:
@@ -151,6 +156,7 @@ class Fetch:
                     self._news.wait(LOOK_S)
         finally:
             self._over.set()
+            self._called.set()
             self._wire.cut()
             for worker in workers:
                 worker.join()
@@ -214,17 +220,21 @@ class Fetch:
             if self._is_ahead(number):
                 self._over.wait(PAUSE_S)
                 continue
+            if number >= self._pace.wanted() and not self._called.wait(LOOK_S):
+                continue
             if (mine := self._take()) is None:
                 self._ranges.set()
                 return
             started = time.monotonic()
             try:
-                if not self._attempt(mine):
+                self._pace.begins(number)
+                if not self._attempt(number, mine):
                     return
             except Passing as trouble:
                 wait_s = self._backoff.failed(started, trouble.retry_after_s)
                 self._say(f"{trouble.reason}; next try in {wait_s:.0f} s")
             finally:
+                self._pace.ends(number)
                 self._give_back(mine)
 
     def _say(self, trouble: str | None) -> None:
@@ -234,7 +244,10 @@ class Fetch:
 
     def _take(self) -> list[Segment] | None:
         with self._lock:
-            return [self._waiting.pop(0)] if self._waiting else None
+            mine = [self._waiting.pop(0)] if self._waiting else None
+            if not self._waiting:
+                self._called.set()
+        return mine
 
     def _give_back(self, mine: list[Segment]) -> None:
         with self._lock:
@@ -244,7 +257,7 @@ class Fetch:
             if self._whole is threading.current_thread():
                 self._whole = None
 
-    def _attempt(self, mine: list[Segment]) -> bool:
+    def _attempt(self, number: int, mine: list[Segment]) -> bool:
         """One request. True: its segments are done, or another try may help; False: the rest is another worker's.
 
         Raises Passing or a lasting cause.
@@ -255,7 +268,10 @@ class Fetch:
         try:
             with self._wire.get(location.url, headers) as answer:
                 start = self._accept(answer, mine, generation)
+                self._pace.goes_on(number)
                 if start is not None:
+                    answer.waits = functools.partial(self._pace.waits, number)
+                    answer.goes_on = functools.partial(self._pace.goes_on, number)
                     self._receive(answer, mine, start)
                 return start is not None or answer.status != 200
         except NotHttp as error:

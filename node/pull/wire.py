@@ -21,7 +21,7 @@ import threading
 import time
 import urllib.request
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
@@ -148,7 +148,10 @@ def _clamp(connection: socket.socket) -> None:
 
 
 class Answer:
-    """The answer to a request: its head, and its body by and by. ``headers`` have lower-case names."""
+    """The answer to a request: its head, and its body by and by. ``headers`` have lower-case names.
+
+    ``waits`` and ``goes_on`` are called when there is nothing to read, and when there is again.
+    """
 
     def __init__(self, response: http.client.HTTPResponse, connection: socket.socket) -> None:
         self._response, self._socket = response, connection
@@ -156,6 +159,8 @@ class Answer:
         self._poll.register(connection, select.POLLIN)
         self.status = response.status
         self.headers = {name.lower(): value for name, value in response.getheaders()}
+        self.waits: Callable[[], None] = _nothing
+        self.goes_on: Callable[[], None] = _nothing
 
     def pieces(self) -> Iterator[memoryview | bytes]:
         """The body as it comes, of at most 256 KiB at once; a piece is good until the next one is taken.
@@ -168,10 +173,16 @@ class Answer:
             raise ValueError("too many layers of Content-Encoding")
         if not coded and self._response.length is not None and not self._response.chunked:
             return self._plain()
-        raw = iter(lambda: self._response.read1(READ_BYTES), b"")
+        raw = iter(self._read, b"")
         for each in reversed(coded):
             raw = _decoded(raw, each)
         return raw
+
+    def _read(self) -> bytes:
+        self.waits()
+        data = self._response.read1(READ_BYTES)
+        self.goes_on()
+        return data
 
     def _plain(self) -> Iterator[memoryview]:
         """As ``read1`` does it, but into memory that is there already: new memory for each read costs as much as
@@ -181,8 +192,9 @@ class Answer:
             have, until = 0, time.monotonic() + READ_S
             _clamp(self._socket)
             try:
-                while have < min(READ_BYTES, left) and (not have or self._is_more(until)):
+                while have < min(READ_BYTES, left) and (self._is_more(until if have else 0.0) or not have):
                     count = response.fp.readinto1(buffer[have : min(left, READ_BYTES)])
+                    self.goes_on()
                     if not count:
                         break
                     have += count
@@ -197,9 +209,11 @@ class Answer:
 
     def _is_more(self, until: float) -> bool:
         """True as soon as there is something to read, False when there is nothing by then."""
-        if isinstance(self._socket, ssl.SSLSocket) and self._socket.pending():
+        if (isinstance(self._socket, ssl.SSLSocket) and self._socket.pending()) or self._poll.poll(0):
             return True
-        return bool(self._poll.poll(max(0.0, (until - time.monotonic()) * 1000)))
+        self.waits()
+        wait_s = until - time.monotonic()
+        return wait_s > 0 and bool(self._poll.poll(wait_s * 1000))
 
     @property
     def is_whole(self) -> bool:
@@ -207,6 +221,10 @@ class Answer:
         if self._response.length == 0:
             self._response.close()
         return self._response.isclosed() and not self._response.will_close
+
+
+def _nothing() -> None:
+    """Nobody wants to know."""
 
 
 def _decoded(raw: Iterator[bytes], coding: str) -> Iterator[bytes]:

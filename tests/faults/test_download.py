@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import hashlib
+import itertools
 import os
 import threading
 from collections.abc import Iterator
@@ -46,6 +47,16 @@ async def test_a_file_comes_in_ranges_each_byte_once(site: Site) -> None:
     assert site.progress[-1].done_bytes == site.progress[-1].verified_bytes == site.progress[-1].total_bytes == SIZE
     assert (await site.pull()).fetched_bytes == 0, "what is whole is not fetched again"
     assert site.hub.served() == SIZE
+
+
+async def test_a_server_that_sends_slowly_is_asked_over_several_connections(site: Site) -> None:
+    site.hub.misbehave(times=100, pause_s=0.02)
+    await site.pull()
+    site.check()
+    asked = sorted(site.hub.requests("cdn"), key=lambda seen: seen.at)
+    # A MiB takes a third of a second: those that follow one another come so far apart.
+    assert min(later.at - one.at for one, later in itertools.pairwise(asked)) < 0.3
+    assert sum(seen.sent for seen in asked) == SIZE
 
 
 async def test_small_and_empty_files_come_too(site: Site) -> None:

@@ -73,7 +73,8 @@ class Fault:
 
     ``status`` answers with it (and ``retry_after``); ``cut_after`` closes after so many bytes of the body and
     ``stall_after`` falls silent; ``ignore_range`` answers 200 with everything; ``wrong_bytes`` flips the body's first
-    byte; ``expire`` answers 403 as a CDN does when a signature is over; ``headers`` come on top.
+    byte; ``pause_s`` is a rest after each piece; ``expire`` answers 403 as a CDN does when a signature is over;
+    ``headers`` come on top.
     """
 
     where: str = "cdn"
@@ -85,6 +86,7 @@ class Fault:
     stall_after: int | None = None
     ignore_range: bool = False
     wrong_bytes: bool = False
+    pause_s: float = 0.0
     expire: bool = False
     headers: Mapping[str, str] = field(default_factory=dict)
 

@@ -158,6 +158,7 @@ class _Handler(BaseHTTPRequestHandler):
                 piece = bytes([piece[0] ^ 0xFF]) + piece[1:]
             self._send(piece)
             offset += len(piece)
+            time.sleep(fault.pause_s)
         if fault.stall_after is not None:
             hub.hold()
         if offset < end:
