@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -95,7 +95,14 @@ class PullJob:
         if self._manifest is not None:
             return planned(self._manifest, self._wanted)
         listing = await self._means.hub.listing(self._wanted, self._say)
-        return await asyncio.to_thread(plan, self._wanted, listing.files, listing.commit)
+        return await asyncio.to_thread(plan, self._spelled(listing.repo), listing.files, listing.commit)
+
+    def _spelled(self, repo: str) -> Wanted:
+        """What is wanted, as the hub writes it: it takes a name in any case."""
+        if repo.lower() != self._wanted.repo.lower():
+            return self._wanted
+        owner, _, model = repo.partition("/")
+        return replace(self._wanted, owner=owner, model=model)
 
     async def _prepare(self, todo: Plan) -> None:
         """Before the first byte. Raises OutOfDisk when there is no room for all of them."""

@@ -86,6 +86,21 @@ def move(source: Path, target: Path) -> None:
     source.unlink()
 
 
+def in_any_case(folder: Path, *names: str) -> Path:
+    """The path below ``folder`` of these names: of what is there in other letters, small or capital, if not exactly so.
+
+    The hub takes a repo's name in any case, and answers with its own: one repo must not become two folders.
+    """
+    for name in names:
+        exact = folder / name
+        if not exact.exists():
+            with contextlib.suppress(OSError):
+                there = sorted(each.name for each in folder.iterdir() if each.name.lower() == name.lower())
+                exact = folder / next(iter(there), name)
+        folder = exact
+    return folder
+
+
 def remove_empty(folder: Path, stop: Path) -> None:
     """Remove a folder and those above it, up to ``stop``, as long as they are empty."""
     while folder != stop and stop in folder.parents:

@@ -26,7 +26,7 @@ from llmlb.node.pull.partial import Partial, disk_error
 from llmlb.node.store import moving
 from llmlb.node.store.aliases import alias_for
 from llmlb.node.store.catalog import StoredModel
-from llmlb.node.store.files import read_object, remove_empty
+from llmlb.node.store.files import in_any_case, read_object, remove_empty
 from llmlb.node.store.gguf import read_gguf
 from llmlb.node.store.local import Broken, LocalSource
 from llmlb.node.store.manifest import PREFIX, Manifest, Origin, manifest_path, read_manifest, update_manifest
@@ -68,10 +68,10 @@ class Store:
         """Raises InvalidRequest for what is no owner/model."""
         if not _REPO.fullmatch(repo) or ".." in repo:
             raise InvalidRequest(f"'{repo[:80]}' is not owner/model", param="model")
-        return self._root / repo
+        return in_any_case(self._root, *repo.split("/"))
 
     def _staged(self, repo: str) -> Path:
-        return self._root / STAGING / self._folder(repo).relative_to(self._root)
+        return in_any_case(self._root / STAGING, *self._folder(repo).relative_to(self._root).parts)
 
     def staging(self, plan: Plan) -> Path:
         """The folder for the files of a pull, made if it is not there. Raises OutOfDisk, PullFailed."""

@@ -52,6 +52,26 @@ async def test_a_pull_ends_as_a_model_that_can_be_asked(node: PullNode) -> None:
     await node.until_acked()
 
 
+async def test_a_name_in_another_case_is_the_same_model(node: PullNode) -> None:
+    other = REPO.upper()
+    done = await node.over((await node.rpc.pull(other)).task.task_id)
+    assert (done.status, done.name) == ("completed", REPO), "as the hub writes it"
+    assert (await node.over((await node.rpc.pull(REPO)).task.task_id)).name == REPO
+    assert (await node.over((await node.rpc.pull(other.title())).task.task_id)).name == REPO
+    assert node.names == [REPO]
+    assert node.hub.served() == len(DATA), "each byte once"
+    await node.until_acked()
+
+
+async def test_a_pull_in_another_case_is_purged_by_that_name(node: PullNode) -> None:
+    node.hub.budget = MIB
+    started = await node.rpc.pull(REPO.upper())
+    await asyncio.to_thread(node.hub.wait_served, MIB)
+    assert parts(node) == [f"{FILE}.part"]
+    await node.rpc.cancel_task(started.task.task_id, purge=True)
+    assert parts(node) == []
+
+
 async def test_a_second_pull_attaches_and_a_third_finds_everything_there(node: PullNode) -> None:
     task_id = await held(node)
     again = await node.rpc.pull(f"https://huggingface.co/{REPO}")

@@ -204,7 +204,9 @@ class HubHandler(_Handler):
         if token is not None and token not in self.server.hub.tokens:
             self.refuse(401, None, "Invalid credentials in Authorization header")
             return None
-        repo = self.server.hub.repos.get(name)
+        # The hub takes a name in any case, and answers with its own.
+        known = {each.lower(): repo for each, repo in self.server.hub.repos.items()}
+        repo = known.get(name.lower())
         if repo is None or (repo.private and token != "hf_good"):
             if token is None:
                 self.refuse(401, "RepoNotFound", "Invalid username or password.")
@@ -285,6 +287,7 @@ class HubHandler(_Handler):
         if self.misbehaved(hub.fault("resolve", path)) or (found := self._file(name, revision, path)) is None:
             return
         commit, file = found
+        name = next(each for each in hub.repos if each.lower() == name.lower())
         headers = {"X_Repo_Commit": commit, "Accept_Ranges": "bytes", "Vary": "Origin, Accept"}
         if not file.lfs:
             headers |= {"X_Linked_Size": str(file.size), "X_Linked_ETag": f'"{file.blob_id}"'}

@@ -69,6 +69,15 @@ def test_what_is_installed_is_known_by_its_files(tmp_path: Path) -> None:
     assert store.is_installed(todo) is None, "the file on the disk is not the one of the manifest"
 
 
+def test_a_repo_in_another_case_is_the_folder_that_is_there(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    pull(store, REPO, ONE)
+    assert store.is_installed(planned(REPO.upper(), ONE)) == REPO
+    assert pull(store, f"{REPO.lower()}:Q8_0", TWO).name == f"{REPO}:Q8_0"
+    assert [each.name for each in tmp_path.iterdir() if not each.name.startswith(".")] == [REPO.split("/")[0]]
+    assert [each.name for each in (tmp_path / REPO).parent.iterdir()] == [REPO.split("/")[1]]
+
+
 def test_a_file_whose_digest_the_hub_does_not_tell_counts_by_its_size(tmp_path: Path) -> None:
     store = Store(tmp_path)
     todo = planned(REPO, ONE)
