@@ -12,7 +12,6 @@ import itertools
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import nats.errors
 from nats.aio.msg import Msg
@@ -26,13 +25,23 @@ from llmlb.bus.errors import (
     BusError,
     Cancelled,
     ConfigError,
+    DeadlineExceeded,
     LlmlbError,
+    MessageTooLarge,
     ModelUnknown,
     NodeBusy,
     NodeLost,
 )
 from llmlb.bus.messages.errors import WireError
-from llmlb.bus.messages.infer import Accepted, BulkInferRequest, CancelRequest, Failed, InferReply, Progress
+from llmlb.bus.messages.infer import (
+    Accepted,
+    BulkInferRequest,
+    CancelRequest,
+    Failed,
+    InferReply,
+    InferRequest,
+    Progress,
+)
 from llmlb.bus.messages.models import (
     ListModels,
     ListRunning,
@@ -40,18 +49,20 @@ from llmlb.bus.messages.models import (
     ModelList,
     ModelStopped,
     RunningList,
-    RunningModel,
     ShowModel,
     StopModel,
 )
 from llmlb.bus.settings import Settings
 from llmlb.bus.tasks import Background
 from llmlb.node.engine.pool import EnginePool, Loaded, MakePool, Pool
-from llmlb.node.hardware import Hardware, process_memory_bytes
+from llmlb.node.flight import Flight, answer_too_large
+from llmlb.node.hardware import Hardware
 from llmlb.node.heartbeat import Heart
 from llmlb.node.models import NodeModels
+from llmlb.node.readers import Readers
+from llmlb.node.running import running_list
 from llmlb.node.speed import Speeds
-from llmlb.node.store.catalog import Catalog, StoredModel
+from llmlb.node.store.catalog import Catalog
 from llmlb.node.store.installed import Store
 from llmlb.node.store.watch import SourceWatch
 
@@ -60,30 +71,6 @@ log = logging.getLogger("llmlb.node.agent")
 LOADING_PROGRESS_S = 1.0
 FIRST_LOOK_S = 2.0
 """A node waits so long before its first heartbeat to learn what is registered for it."""
-
-
-def _processor(gpu_share: float) -> str:
-    """``100% CPU``, ``100% GPU`` or ``48%/52% CPU/GPU``: where a model is."""
-    gpu = round(100 * gpu_share)
-    return "100% CPU" if not gpu else "100% GPU" if gpu == 100 else f"{100 - gpu}%/{gpu}% CPU/GPU"
-
-
-@dataclass(slots=True)
-class Flight:
-    """One request on this node."""
-
-    handle: int
-    request_id: str
-    attempt: int
-    reply: str
-    model: StoredModel
-    data: bytes
-    bulk: BulkInferRequest | None = None
-    """Where ``data`` is to be fetched."""
-    seq: int = 0
-    loaded: Loaded | None = None
-    waiting: asyncio.Task[None] | None = None
-    cancelled: bool = False
 
 
 class NodeAgent:
@@ -110,6 +97,7 @@ class NodeAgent:
         self._by_request: dict[str, int] = {}
         self._handles = itertools.count(1)
         self._speeds = Speeds()
+        self._readers = Readers(bus, self._flights.values, self._give_up)
         self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -165,7 +153,9 @@ class NodeAgent:
             await self._bus.subscribe(subjects.cancel(self.node_id), self._on_cancel),
         ]
         self._bus.on_up(self._back_again)
-        self._background.start(self._watch.run(), "watch")
+        await self._readers.start()
+        self._background.forever(self._readers.run, "readers")
+        self._background.forever(self._watch.run, "watch")
         if self.models is not None:
             self.models.start()
             # Otherwise the first heartbeats say that nothing is registered for it, and it counts as ready.
@@ -202,37 +192,7 @@ class NodeAgent:
         return details.model_copy(update={"problem": self.pool.failed().get(details.model.name)})
 
     async def list_running(self, _: ListRunning) -> RunningList:
-        gpus = self.heart.reading.gpus
-        used = [100 * gpu.memory_used_bytes / gpu.memory_total_bytes for gpu in gpus if gpu.memory_total_bytes]
-        hottest = [gpu.temperature_c for gpu in gpus if gpu.temperature_c is not None]
-        rows = []
-        for loaded in self.pool.loaded():
-            on_it = len(loaded.handles)
-            slots, pid = loaded.slots, loaded.pid
-            rows.append(
-                RunningModel(
-                    name=loaded.name,
-                    instance=loaded.instance,
-                    state="loading" if not loaded.slots else ("stopping" if self._stopping(loaded.name) else "ready"),
-                    size_bytes=(process_memory_bytes(pid) or 0) if pid is not None else 0,
-                    processor=_processor(loaded.gpu_share),
-                    slots=slots,
-                    running=min(on_it, slots),
-                    queued=max(0, on_it - slots),
-                    context_length=loaded.context_length,
-                    expires_in_s=self.pool.expires_in_s(loaded.name),
-                    percent=loaded.percent if not loaded.slots else 100,
-                    same_answer=loaded.capabilities is not None and loaded.capabilities.same_answer,
-                    vram_percent=sum(used) / len(used) if used else None,
-                    gpu_temperature_c=max(hottest) if hottest else None,
-                )
-            )
-        for name, why in self.pool.failed().items():
-            rows.append(RunningModel.of_failed(name, why))
-        return RunningList(models=tuple(sorted(rows, key=lambda row: row.name)))
-
-    def _stopping(self, name: str) -> bool:
-        return self.pool.state(name) == "stopping"
+        return running_list(self.pool, self.heart.reading.gpus)
 
     async def stop_model(self, request: StopModel) -> ModelStopped:
         name = self._catalog.resolve(request.model).info.name
@@ -269,7 +229,12 @@ class NodeAgent:
         self._flights[flight.handle] = flight
         self._by_request[flight.request_id] = flight.handle
         self._idle.clear()
+        if isinstance(request, InferRequest) and request.deadline_ms is not None:
+            flight.set_clock(request.deadline_ms, lambda: self._background.start(self._end_late(flight), "late"))
         await self._send(flight, Accepted(request_id=flight.request_id, seq=flight.seq, node_id=self.node_id))
+        if flight.cancelled or flight.handle not in self._flights:
+            self._forget(flight.handle)  # neither an engine nor a task has it, so nobody else does
+            return
         loaded = self.pool.ready_now(model.info.name) if bulk is None else None
         if loaded is None:
             flight.waiting = self._background.start(self._begin(flight), f"begin.{flight.request_id}")
@@ -277,7 +242,11 @@ class NodeAgent:
             await self._hand_over(flight, loaded)
 
     async def _hand_over(self, flight: Flight, loaded: Loaded) -> None:
-        """Give the request to its worker."""
+        """Give the request to its worker, which was held for it."""
+        if flight.cancelled or flight.handle not in self._flights:
+            self._forget(flight.handle)
+            self.pool.release(loaded)
+            return
         flight.loaded = loaded
         self._catalog.touch(loaded.name)
         try:
@@ -329,6 +298,7 @@ class NodeAgent:
     def _forget(self, handle: int) -> Flight | None:
         flight = self._flights.pop(handle, None)
         if flight is not None:
+            flight.stop_clock()
             if self._by_request.get(flight.request_id) == handle:
                 del self._by_request[flight.request_id]
             if not self._flights:
@@ -344,11 +314,25 @@ class NodeAgent:
         flight.seq += 1
         try:
             await self._bus.publish_bytes(flight.reply, data)
+        except MessageTooLarge as error:
+            await self._too_large(flight, len(data), error)
         except BusError:
             # The reader will see a gap; what it can't read need not be computed.
             flight.cancelled = True
             if flight.loaded is not None:
                 self.pool.cancel(flight.loaded, handle)
+
+    async def _too_large(self, flight: Flight, size: int, error: MessageTooLarge) -> None:
+        """The bus does not take a reply: the request ends with it."""
+        flight.seq -= 1  # the one that was not sent has no number
+        self._forget(flight.handle)
+        failure = WireError.of(answer_too_large(size, self._bus.client.max_payload, error))
+        await self._send(flight, Failed(request_id=flight.request_id, seq=flight.seq, error=failure))
+        self._give_up(flight)
+
+    async def _end_late(self, flight: Flight) -> None:
+        await self._fail(flight, DeadlineExceeded("the time that the request was given is over"))
+        self._give_up(flight)
 
     async def _on_crash(self, handles: list[int], error: LlmlbError) -> None:
         for handle in handles:

@@ -9,6 +9,7 @@ import platform
 import time
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import llmlb
 from llmlb.bus import subjects
@@ -33,6 +34,8 @@ FIRST_BEATS = 4
 """A router that starts together with the node hears one of these, not only the one a second later."""
 PAUSE_S = 3.0
 """Silence after which routers take a node for suspect: what beat before it does not count as beating."""
+READ_S = 1.0
+"""A reading that takes longer, as on a disk or a driver that hangs, is not waited for: the last ones are told again."""
 LEAST_GAP_S = 0.05
 """Between two heartbeats, so that a burst of changes is one of them."""
 
@@ -85,6 +88,9 @@ class Heart:
         self._gateway = ""
         self._soon = asyncio.Event()
         self._background = Background("heart")
+        self._thread = ThreadPoolExecutor(1, "heartbeat")
+        self._pending: asyncio.Future[tuple[HardwareReading, tuple[int | None, int | None]]] | None = None
+        """The reading under way."""
 
     def _beating_s(self) -> float:
         return 0.0 if self._beating_since is None else time.monotonic() - self._beating_since
@@ -95,7 +101,7 @@ class Heart:
 
     def start(self, gateway: str) -> None:
         self._gateway = gateway
-        self._background.start(self._run(), "beat")
+        self._background.forever(self._run, "beat")
 
     def beat_soon(self) -> None:
         """Something changed: do not wait for the next second."""
@@ -106,13 +112,23 @@ class Heart:
         while True:
             beats += 1
             self._soon.clear()
-            self.reading, self._disk = await asyncio.to_thread(lambda: (self._hardware.read(), disk(self._folder)))
+            await self._read()
             await self.beat()
             await asyncio.sleep(LEAST_GAP_S)
             pause = FIRST_INTERVAL_S if beats < FIRST_BEATS else INTERVAL_S
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause - LEAST_GAP_S):
                     await self._soon.wait()
+
+    async def _read(self) -> None:
+        """New readings, by a thread of their own: threads that others use may be busy with a copy for minutes."""
+        if self._pending is None:
+            loop = asyncio.get_running_loop()
+            work = loop.run_in_executor(self._thread, lambda: (self._hardware.read(), disk(self._folder)))
+            self._pending = work
+        if (await asyncio.wait([self._pending], timeout=READ_S))[0]:
+            done, self._pending = self._pending, None
+            self.reading, self._disk = done.result()
 
     def message(self, *, leaving: bool = False) -> Heartbeat:
         """The heartbeat as of now."""
@@ -173,5 +189,6 @@ class Heart:
     async def stop(self) -> None:
         """Send the last one."""
         await self._background.close()
+        self._thread.shutdown(wait=False, cancel_futures=True)
         self.draining = True
         await self.beat(leaving=True)

@@ -42,9 +42,10 @@ def kv_bytes_per_token(metadata: Mapping[str, str]) -> int:
 
     def number(key: str, default: int = 0) -> int:
         try:
-            return int(metadata[f"{architecture}.{key}"])
+            value = int(metadata[f"{architecture}.{key}"])
         except (KeyError, ValueError):
             return default
+        return value if value >= 0 else default
 
     architecture = metadata.get("general.architecture", "")
     layers, heads = number("block_count"), number("attention.head_count")

@@ -52,6 +52,7 @@ class NodeModels:
         self._removal = Removal(catalog, pool, store, self.pulls, self._rescan)
         self.sync = ModelSync(bus, node_id, self.pulls, catalog, store, self._removal.remove_model, changed)
         self.pulls.on_over = self.sync.poke
+        self.pulls.put_back.registered = self.sync.registered
 
     def register(self) -> None:
         """Offer the operations on the bus."""

@@ -197,6 +197,10 @@ class ModelSync:
 
     # What is wanted
 
+    async def registered(self) -> Mapping[str, RegisteredModel]:
+        """What is registered for this node now, by the id of its pull. Raises nats.errors.Error."""
+        return (await self._read()).records
+
     async def _read(self) -> Desired:
         """Raises nats.errors.Error."""
         record = (await read_bucket(self._bus.client, subjects.BUCKET_NODES, key=self._node_id)).get(self._node_id)

@@ -104,6 +104,9 @@ class Sink(Protocol):
 
     def failed(self, handle: Handle, error: LlmlbError) -> None: ...
 
+    def alive(self) -> None:
+        """Within a long call: it goes on. What was said goes out now."""
+
 
 class Engine(Protocol):
     """A loaded model."""

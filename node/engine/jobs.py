@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from llmlb.bus.messages.infer import InferRequest, Timings, TokenLogprob, TopLogprob, Usage
@@ -51,7 +51,8 @@ class Job:
     next_token: int = -1
     kept: Piece = field(default_factory=Piece)
     """Text that waits to be sent together with what comes next."""
-    packed_at: float = 0.0
+    begun: bool = False
+    """True once something of the answer was sent."""
     unsent: list[int] = field(default_factory=list)
     unsent_logprobs: list[TokenLogprob] = field(default_factory=list)
     guesser: kv.Guesser | None = None
@@ -64,6 +65,11 @@ class Job:
     def prompt_tokens(self) -> int:
         """Tokens of the prompt, those of images included."""
         return sum(len(part) if isinstance(part, list) else part.tokens for part in self.parts)
+
+    @property
+    def done_tokens(self) -> int:
+        """Tokens of the prompt that are computed, or were; more once it answers."""
+        return self.cells if self.seq >= 0 else 0
 
     @property
     def cells(self) -> int:
@@ -187,19 +193,19 @@ class Job:
             self.guesser = kv.Guesser([*self.plain, *self.request.continuation, *self._answer])
         return self.guesser.guess()
 
-    def pack(self, piece: Piece, every_s: float = 0.0) -> Piece | None:
-        """The piece with what was held back, or None when nothing is to be sent yet: at most once in ``every_s``.
+    def pack(self, piece: Piece, *, wait: bool = False) -> Piece | None:
+        """The piece with what was held back, or None when nothing is to be sent yet.
 
-        Tokens whose text is still held back are held back too: a continuation elsewhere begins with them.
+        ``wait``: keep it for the next round, unless the answer begins with it. Tokens whose text is still held back are
+        held back too: a continuation elsewhere begins with them.
         """
         held = self.kept
         held.text += piece.text
         held.reasoning += piece.reasoning
         held.tool_calls += piece.tool_calls
-        now = time.monotonic()
-        if not (held.text or held.reasoning or held.tool_calls) or now - self.packed_at < every_s:
+        if not (held.text or held.reasoning or held.tool_calls) or (wait and self.begun):
             return None
-        piece, self.kept, self.packed_at = held, Piece(), now
+        piece, self.kept, self.begun = held, Piece(), True
         piece.token_ids = tuple(self.unsent)
         piece.logprobs = tuple(self.unsent_logprobs)
         self.unsent.clear()
@@ -229,6 +235,17 @@ class Job:
             self.grammar.close()
         if self.images is not None:
             self.images.close()
+
+
+def second_rows(jobs: Sequence[Job], context_length: int) -> dict[Handle, int]:
+    """Guesses for the jobs, ordered by sequence, whose single row would take another kernel than a row among others."""
+    guesses = {}
+    by_seq = {job.seq: job for job in jobs}
+    for run in kv.runs(list(by_seq)):
+        job = by_seq[run[0]]
+        if len(run) == 1 and job.cells + 1 > kv.LONE_MAX and job.cells + 2 <= context_length:
+            guesses[job.handle] = job.guess()
+    return guesses
 
 
 def _logprob(model: Model, logits: Logits, token: int, top: int) -> TokenLogprob:

@@ -15,28 +15,21 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
-from llmlb.bus.errors import ContextOverflow, EngineCrashed, InvalidRequest, LlmlbError
+from llmlb.bus.errors import EngineCrashed, InvalidRequest
 from llmlb.bus.messages.infer import FinishReason, InferRequest, Timings, Usage
 from llmlb.node.engine import kv
 from llmlb.node.engine.embedding import Embedder
-from llmlb.node.engine.grammars import grammar_for
+from llmlb.node.engine.intake import Intake, marker_pieces
 from llmlb.node.engine.interface import Capabilities, Handle, LoadOptions, Piece, Sink
-from llmlb.node.engine.jobs import Job
-from llmlb.node.engine.llama_grammar import GrammarMask, schema_grammar
-from llmlb.node.engine.llama_library import (
-    Context,
-    ContextSize,
-    ImageChunk,
-    Logits,
-    Model,
-    Projector,
-)
-from llmlb.node.engine.prompts import PromptMaker, RenderedPrompt, reader_for
-from llmlb.node.engine.sampling import Sampler
-from llmlb.node.engine.selftest import SelfTest
+from llmlb.node.engine.jobs import Job, second_rows
+from llmlb.node.engine.llama_library import Context, ContextSize, ImageChunk, Logits, Model, Projector
+from llmlb.node.engine.prompts import PromptMaker
+from llmlb.node.engine.refusals import refusal
+from llmlb.node.engine.selftest import IdleTest
+from llmlb.node.engine.signs import Signs
 from llmlb.node.engine.templates import ChatTemplate
 
 log = logging.getLogger("llmlb.node.engine.llama_cpp")
@@ -47,21 +40,17 @@ SLICE_S = 0.25
 """Time of a prefill call at most, while answers wait for it."""
 IDLE_SLICE_S = 2.5
 """Time of a prefill call at most, while no answer waits for it. A cancellation ends it at once."""
-COALESCE_S = 0.02
+COALESCE_S = 0.03
 """Between two pieces of one answer: faster tokens share one. Each piece wakes up every process on its way to the
-client, and on a small machine takes time from the one that computes: 0.84 of llama-server's speed without it."""
-QUIET_S = 1.0
-"""So long after an answer the self-test goes on."""
-READ_CHARACTERS = 4096
-"""Of a prompt are turned into tokens at once, some milliseconds; then running answers take a step."""
-_WHOLE = object()
+client, and on a small machine takes time from the one that computes: 0.84 of llama-server's speed without it. All
+answers say something in the same step, so that it is one round of waking up. Text moves 30 times a second then."""
 DEFAULT_SLOTS = 4
 MAX_SLOTS = kv.SMALL
 DEFAULT_CONTEXT = 4096
-PROGRESS_INTERVAL_S = 0.5
+LONG_S = 0.5
+"""A call of so long is asked on its way whether it is still wanted, and says that it goes on."""
+_UNSTOPPABLE = -2
 _ABORTED = 2
-_HARMONY_MARKS = ("<|channel|>", "<|message|>", "<|start|>", "<|end|>", "<|constrain|>", "<|call|>")
-_MISTRAL_MARKS = ("[ARGS]", "[CALL_ID]")
 
 
 class LlamaCppEngine:
@@ -83,10 +72,12 @@ class LlamaCppEngine:
         self._projector: Projector | None = None
         if options.projector:
             self._projector = Projector(self.model, options.projector, threads=threads, batch=self.context.batch)
-        self._embedder = Embedder(self.model, self.context, threads)
+            self._projector.going_on = lambda: self._signs.going_on()
+        self._embedder = Embedder(self.model, self.context, threads, lambda: self._signs.going_on())
         if not self.context.has_memory:
             self.context_length = self._embedder.limit
-        self._marks = self._marker_pieces(template.text)
+        self._intake = Intake(self.model, self._prompts, self._projector, self.context_length)
+        self._marks = marker_pieces(self.model, template.text)
         self._held = [kv.Held() for _ in range(self.slots)]
         self._after_prompt: list[tuple[int, Logits] | None] = [None] * self.slots
         """By sequence: the length of the last whole prompt there, and the logits after it."""
@@ -99,37 +90,17 @@ class LlamaCppEngine:
         """Requests with a long prompt, of which the tokens are still being found out."""
         self._prefilling: deque[Job] = deque()
         self._answering: list[Job] = []
+        waiting, at_work = (self._pending, self._reading, self._embedder.jobs), (self._prefilling, self._answering)
+        self._signs = Signs(waiting, at_work)
         self._token_s = 0.0
+        self._said_at = 0.0  # when running answers said something last
+        self._saying = True
         self._stop_prefill = threading.Event()
         self._prefill_handle: Handle | None = None
-        self._stop_test = threading.Event()
+        self._test = IdleTest(self.model, self.context, self.slots)
         self.context.abort_when(self._stopped)
-        self.capabilities = Capabilities(
-            chat=self.context.has_memory,
-            vision=self._projector is not None and self._projector.vision,
-            embedding=True,
-            tools=self.context.has_memory,
-        )
-        self._self_test: SelfTest | None = None
-        self._tested = not self.context.has_memory
-
-    def _marker_pieces(self, template: str) -> dict[int, bytes]:
-        """Control tokens that the reader of answers has to see; all others have no text."""
-        from llmlb.node.engine.reasoning import FAMILIES
-        from llmlb.node.engine.tools import LLAMA3, MISTRAL
-
-        texts = {text for family in FAMILIES for text in (family.open, family.close)}
-        texts.update(LLAMA3.opens, MISTRAL.opens)
-        if "<|channel|>" in template:
-            texts.update(_HARMONY_MARKS)
-        if "[TOOL_CALLS]" in template:
-            texts.update(_MISTRAL_MARKS)
-        pieces = {}
-        for text in texts:
-            tokens = self.model.tokenize(text, add_special=False) if text else []
-            if len(tokens) == 1:
-                pieces[tokens[0]] = text.encode()
-        return pieces
+        answers, sees = self.context.has_memory, self._projector is not None and self._projector.vision
+        self.capabilities = Capabilities(chat=answers, vision=sees, embedding=True, tools=answers)
 
     # Requests
 
@@ -137,82 +108,28 @@ class LlamaCppEngine:
         """Take a request in. Raises InvalidRequest (template, images, schema, capability), ContextOverflow."""
         if request.kind == "embedding":
             self._embedder.submit(handle, request)
-            return
-        if not self.capabilities.chat:
-            raise InvalidRequest(f"{self.model.name} is an embedding model; it can't answer", param="model")
-        rendered = self._prompts.render(request)
-        if rendered.images and not self.capabilities.vision:
-            raise InvalidRequest(f"{self.model.name} takes text only: it has no vision capability", param="messages")
-        job = Job(handle, request, rendered, [], reader_for(request, rendered))
-        job.reading = self._read(job, rendered)
-        self._read_on(job)
+        else:
+            self._read_on(self._intake.job(handle, request, self.capabilities))
 
     def _read_on(self, job: Job) -> None:
         """Read its prompt, or some more of a long one. Raises as :meth:`submit`."""
-        assert job.reading is not None
-        try:
-            whole = next(job.reading, _WHOLE) is _WHOLE
-        except LlmlbError:
-            job.close()
-            raise
-        if not whole:
+        if not self._intake.read(job):
             self._reading.append(job)
-            return
-        job.reading = None
-        (self._counted if job.request.count_only else self._pending).append(job)
-
-    def _read(self, job: Job, rendered: RenderedPrompt) -> Iterator[None]:
-        """Tokens, room and grammar of a request; stops on the way where running answers may take a step.
-
-        Reading takes milliseconds a message (llama.cpp compiles its regular expressions anew for each): what can't
-        fit is not read to its end.
-        """
-        request = job.request
-        param = "messages" if request.kind == "chat" else "prompt"
-        if rendered.images and self._projector is not None:
-            job.images = self._projector.prompt(rendered.pieces)
-            job.parts += job.images.parts
         else:
-            tokens: list[int] = []
-            job.parts.append(tokens)
-            begin = request.kind != "chat" or not self.model.begun(rendered.text)
-            for number, part in enumerate(self.model.cut(rendered.text, READ_CHARACTERS)):
-                if number:
-                    if not request.count_only:
-                        self._refuse_overflow(job, param, "more than ")
-                    yield
-                tokens += self.model.tokenize(part, add_special=begin and not number)
-        if not job.prompt_tokens:
-            raise InvalidRequest("the prompt is empty", param=param)
-        if request.count_only:
-            return
-        if not isinstance(job.parts[-1], list):
-            raise InvalidRequest("the prompt must not end with an image", param=param)
-        self._refuse_overflow(job, param)
-        grammar = grammar_for(request, rendered, schema_grammar)
-        if grammar is not None:
-            job.grammar = GrammarMask(self.model, grammar)
-        job.sampler = Sampler(request.sampling, prompt=job.plain)
-
-    def _refuse_overflow(self, job: Job, param: str, about: str = "") -> None:
-        """Raises ContextOverflow when what was read of the prompt fills the context."""
-        if job.prompt_tokens + len(job.request.continuation) >= self.context_length:
-            raise ContextOverflow(
-                f"the prompt has {about}{job.prompt_tokens} tokens; the context of {self.model.name} holds "
-                f"{self.context_length}, and the answer needs at least one",
-                param=param,
-            )
+            (self._counted if job.request.count_only else self._pending).append(job)
 
     def interrupt(self, handle: Handle) -> None:
         """A request, or a cancellation of it, is on its way: end the prefill call it is in, or one of the self-test,
         which may take as long as a whole short prompt. From any thread."""
-        self._stop_test.set()
+        self._test.stop.set()
         if self._prefill_handle == handle:
             self._stop_prefill.set()
+        self._embedder.interrupt(handle)
 
     def _stopped(self) -> bool:
         """Whether the call that runs is of no more use: one of a request, or else one of the self-test."""
-        return (self._stop_test if self._prefill_handle is None else self._stop_prefill).is_set()
+        self._signs.going_on()
+        return (self._test.stop if self._prefill_handle is None else self._stop_prefill).is_set()
 
     def cancel(self, handle: Handle) -> bool:
         for job in [*self._answering, *self._prefilling, *self._pending, *self._counted, *self._reading]:
@@ -236,6 +153,12 @@ class LlamaCppEngine:
     # Work
 
     def step(self, sink: Sink) -> bool:
+        self._signs.sink = sink
+        busy = self._work(sink)
+        self._signs.look()
+        return busy
+
+    def _work(self, sink: Sink) -> bool:
         idle = not (self._answering or self._prefilling or self._pending or self._reading or self._counted)
         while self._counted:
             job = self._counted.popleft()
@@ -249,9 +172,8 @@ class LlamaCppEngine:
             self._decode(sink)
         if self._prefilling:
             self._prefill(sink)
-        elif self._embedder.step(sink):
+        if self._embedder.step(sink):
             return True
-        self._report_waiting(sink)
         if self._answering or self._prefilling or self._pending or self._reading or self._counted:
             return True
         # What this step has said goes out before anything else is computed.
@@ -262,47 +184,28 @@ class LlamaCppEngine:
         job = self._reading.popleft()
         try:
             self._read_on(job)
-        except LlmlbError as error:
-            sink.failed(job.handle, error)
+        except Exception as error:  # noqa: BLE001  # the top of a request: it fails alone
+            sink.failed(job.handle, refusal(error))
 
     def _test_a_little(self) -> bool:
         """Nothing to do: go on with the self-test. False when there is none left."""
-        if self._tested:
+        if self._test.over:
             return False
-        # It takes the cache of two sequences, which whoever asks again at once would have to compute anew.
-        if self._stop_test.wait(max(0.0, max(self._used_at) + QUIET_S - time.monotonic())):
-            self._stop_test.clear()  # a command is in the queue, or was taken out of it before this was set
-            return True
-        if self._self_test is None:
-            # The pair that was not used for longest: what the others hold may be asked for again.
-            first = min(range(max(1, self.slots - 1)), key=lambda seq: max(self._used_at[seq : seq + 2]))
-            pair = tuple(range(self.slots))[first : first + 2]
-            for seq in pair:
-                self._held[seq], self._after_prompt[seq] = kv.Held(), None
-            self._self_test = SelfTest(self.model, self.context, pair)
-        self.context.abortable(True)
-        safe = self._self_test.step()
-        self.context.abortable(False)
+        safe = self._test.step(self._used_at, self._empty)
         if safe is None:
             return True
-        if not safe and self._stop_test.is_set():  # ended on the way, so it says nothing
-            self._leave_test()
-            return True
-        self._self_test, self._tested = None, True
         self.capabilities = replace(self.capabilities, same_answer=safe)
         return False
 
-    def _leave_test(self) -> None:
-        """There is something to do: the self-test begins anew later, as its sequences may be used."""
-        if self._self_test is not None:
-            self._self_test.leave()
-            self._self_test = None
+    def _empty(self, seq: int) -> None:
+        """What was known of its cache holds no more."""
+        self._held[seq], self._after_prompt[seq] = kv.Held(), None
 
     def _admit(self, sink: Sink) -> bool:
         """Give waiting requests free slots. True when one got its first token without computing anything."""
         said = False
         while self._pending and self._free:
-            self._leave_test()
+            self._test.leave()
             job = self._pending.popleft()
             held = list(self._held)
             for busy in [*self._answering, *self._prefilling]:
@@ -339,24 +242,17 @@ class LlamaCppEngine:
             return None
         return saved[1] if held.tokens[:size] == job.plain else None
 
-    def _report_waiting(self, sink: Sink) -> None:
-        now = time.monotonic()
-        for job in [*self._pending, *self._reading]:
-            if now - job.reported_at >= PROGRESS_INTERVAL_S:
-                job.reported_at = now
-                sink.progress(job.handle, "queued", 0, job.prompt_tokens)
-
     def _fail(self, jobs: list[Job], sink: Sink, code: int) -> None:
         for job in jobs:
             seq = job.seq
             self._release(job)
-            self._held[seq], self._after_prompt[seq] = kv.Held(), None
+            self._empty(seq)
             sink.failed(job.handle, EngineCrashed(f"llama.cpp failed to decode (code {code})"))
 
     def _decode(self, sink: Sink) -> None:
         """One token for every answering slot; two for one whose second row was guessed right."""
         jobs = sorted(self._answering, key=lambda job: job.seq)
-        guesses = self._second_rows(jobs)
+        guesses = second_rows(jobs, self.context_length) if self.model.removable else {}
         rows: list[tuple[int, int, int, bool]] = []
         for job in jobs:
             rows.append((job.next_token, job.past, job.seq, True))
@@ -366,6 +262,7 @@ class LlamaCppEngine:
         if code != 0:
             self._fail(jobs, sink, code)
             return
+        self._begin_round()
         logits = self.context.logits(len(rows))
         row = 0
         for job in jobs:
@@ -382,16 +279,13 @@ class LlamaCppEngine:
                 self.context.forget(job.seq, job.past)
             row += 1
 
-    def _second_rows(self, jobs: list[Job]) -> dict[Handle, int]:
-        """Guesses for the slots whose single row would take another kernel than a row among others."""
-        guesses = {}
-        by_seq = {job.seq: job for job in jobs}
-        for run in kv.runs(sorted(by_seq)):
-            job = by_seq[run[0]]
-            room = job.cells + 2 <= self.context_length
-            if len(run) == 1 and job.cells + 1 > kv.LONE_MAX and room and self.model.removable:
-                guesses[job.handle] = job.guess()
-        return guesses
+    def _begin_round(self) -> None:
+        """After a step: do running answers say what they have, or go on collecting?"""
+        now = time.monotonic()
+        # A call of prefill may come before the next step: then nothing waits.
+        self._saying = bool(self._prefilling) or now - self._said_at >= COALESCE_S
+        if self._saying:
+            self._said_at = now
 
     def _room(self) -> int:
         """Tokens of the next large call at most."""
@@ -417,11 +311,6 @@ class LlamaCppEngine:
             self._token_s = took if not self._token_s else 0.7 * self._token_s + 0.3 * took
         job.advance(call)
         if not job.prefilled:
-            now = time.monotonic()
-            if now - job.reported_at >= PROGRESS_INTERVAL_S:
-                job.reported_at = now
-                total = job.prompt_tokens
-                sink.progress(job.handle, "prefill", min(job.cells, total), total)
             return
         self._prefilling.remove(job)
         self._answering.append(job)
@@ -437,8 +326,9 @@ class LlamaCppEngine:
     def _call(self, job: Job, call: list[int] | ImageChunk, wanted: bool) -> int:
         """One call of prefill; its return code."""
         self._stop_prefill.clear()
-        self._prefill_handle = job.handle
-        long = isinstance(call, list) and len(call) > kv.BLOCK
+        rows = call.tokens if isinstance(call, ImageChunk) else len(call)
+        self._prefill_handle = _UNSTOPPABLE if isinstance(call, ImageChunk) else job.handle
+        long = rows > kv.BLOCK or self._token_s * rows > LONG_S
         if long:
             self.context.abortable(True)
         try:
@@ -467,6 +357,10 @@ class LlamaCppEngine:
     def _take_token(self, job: Job, logits: Logits, sink: Sink) -> bool:
         """Sample from logits and send what may be sent. False when the answer is over."""
         token = job.sample(self.model, logits)
+        if job.grammar is not None and job.grammar.trouble is not None:
+            self._release(job)
+            sink.failed(job.handle, InvalidRequest(job.grammar.trouble, param="response_format"))
+            return False
         if self.model.ends(token):
             self._finish(job, "stop", Piece(), sink)
             return False
@@ -476,8 +370,8 @@ class LlamaCppEngine:
         if reason is not None:
             self._finish(job, reason, piece, sink)
         else:
-            # A call of prefill may come before the next step: then nothing waits.
-            if (packed := job.pack(piece, 0.0 if self._prefilling else COALESCE_S)) is not None:
+            if (packed := job.pack(piece, wait=not self._saying)) is not None:
+                job.reported_at = max(self._said_at, job.first_token_at)
                 sink.delta(job.handle, packed)
             return True
         return False

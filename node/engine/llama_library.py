@@ -34,6 +34,7 @@ Vector = npt.NDArray[np.float32]
 POOLING_NONE, POOLING_MEAN, POOLING_RANK = 0, 1, 4
 """Source: llama.h, enum llama_pooling_type."""
 _PIECE_BYTES = 256
+LOOK_OPS = 16
 _LOG_ERROR = 4
 _TEXT_CHUNK = 0
 
@@ -86,6 +87,7 @@ class Model:
         """False: a sequence can't be cut at a position, only forgotten as a whole."""
         self._bos = lib.llama_vocab_bos(self.vocab)
         self._pieces: dict[int, bytes] = {}
+        self._ends: dict[int, bool] = {}
         self._specials: tuple[re.Pattern[str] | None, frozenset[str]] | None = None
         self._buffer = ctypes.create_string_buffer(_PIECE_BYTES)
 
@@ -165,7 +167,10 @@ class Model:
 
     def ends(self, token: int) -> bool:
         """Whether the token ends a turn."""
-        return bool(lib.llama_vocab_is_eog(self.vocab, token))
+        known = self._ends.get(token)
+        if known is None:
+            known = self._ends[token] = bool(lib.llama_vocab_is_eog(self.vocab, token))
+        return known
 
     def close(self) -> None:
         """Free it; no context may be left."""
@@ -214,6 +219,9 @@ class Context:
         self.tokens = int(lib.llama_n_ctx_seq(self.handle))
         self.batch = size.batch
         self._memory = lib.llama_get_memory(self.handle)
+        self._logits_at = 0
+        self._logits: dict[int, npt.NDArray[np.float32]] = {}
+        """Views of llama.cpp's logits at that address, by their rows; one for each number of rows there was."""
         self._make_batch(size.batch)
 
     def _make_batch(self, size: int) -> None:
@@ -279,7 +287,16 @@ class Context:
     def logits(self, count: int) -> npt.NDArray[np.float32]:
         """The logits of the ``count`` wanted rows of the last call, in their order: (count, vocabulary)."""
         pointer = lib.llama_get_logits(self.handle)
-        return np.ctypeslib.as_array(pointer, (count, self._model.vocabulary))
+        address = ctypes.addressof(pointer.contents)
+        if address != self._logits_at:
+            self._logits_at = address
+            self._logits.clear()
+        view = self._logits.get(count)
+        if view is None:
+            # Kept: numpy makes a new class for each look at memory of ctypes, which takes 80 to 160 µs.
+            view = np.ctypeslib.as_array(pointer, (count, self._model.vocabulary))
+            self._logits[count] = view
+        return view
 
     def vector(self, sequence: int) -> Vector:
         """The pooled vector of a sequence, copied: (dimensions,)."""
@@ -388,6 +405,11 @@ class Projector:
         params.n_threads = threads
         params.print_timings = False
         params.warmup = False
+        self.going_on: Callable[[], None] = lambda: None
+        """Called now and then while an image is encoded, which may take minutes on a CPU."""
+        self._look = self._looks()  # mtmd holds on to it
+        if not can_offload():  # on a GPU it is soon over, and each look stops it
+            params.cb_eval = self._look
         mtmd.mtmd_helper_log_set(_log_callback, ctypes.c_void_p(0))  # by default it writes prompts to stderr
         if missing := _missing_bytes(path):
             raise ModelLoadFailed(f"the projector of {model.name} ends {missing} bytes early", detail=path)
@@ -398,6 +420,19 @@ class Projector:
         self._model = model
         self._batch = batch
         self.vision = bool(mtmd.mtmd_support_vision(self._context))
+
+    def _looks(self) -> Any:
+        """What llama.cpp asks about each operation: whether it shall say when that is done. Each LOOK_OPS it shall."""
+        asked = itertools.count(1)
+
+        @lib.ggml_backend_sched_eval_callback  # type: ignore[untyped-decorator]
+        def look(_: Any, ask: bool, __: Any) -> bool:
+            if ask:
+                return next(asked) % LOOK_OPS == 0
+            self.going_on()
+            return True
+
+        return look
 
     def prompt(self, pieces: Sequence[str | npt.NDArray[np.uint8]]) -> Prompt:
         """Tokens of the texts and RGB images (height, width, 3) of a rendered template. Raises InvalidRequest."""

@@ -6,7 +6,6 @@ What to do is decided in :mod:`llmlb.node.lifecycle` (pure); this module does it
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 import uuid
@@ -20,9 +19,9 @@ from llmlb.bus.settings import Settings
 from llmlb.bus.tasks import Background
 from llmlb.node.engine.interface import Capabilities, LoadOptions
 from llmlb.node.engine.process import EngineProcess, Listener
-from llmlb.node.hardware import Memory, built_for_gpu, process_memory_bytes, spare_memory, spare_vram
+from llmlb.node.engine.room import Room, layers_of
 from llmlb.node.lifecycle import CRASHES_MAX, Lifecycle, Load, Unload
-from llmlb.node.memory import KEPT_FREE, Plan, kv_bytes_per_token, plan
+from llmlb.node.memory import Plan
 from llmlb.node.store.catalog import StoredModel
 
 log = logging.getLogger("llmlb.node.engine.pool")
@@ -31,8 +30,6 @@ TICK_S = 0.5
 PENDING_PER_SLOT = 16
 """Requests a model takes beyond its slots, for each slot; more is NodeBusy and goes to another node."""
 
-PRESSURE = 0.9
-"""Share of the memory in use from which on idle models are unloaded, least recently used first."""
 PRESSURE_EVERY_S = 2.0
 """Between two such unloads, so that the memory of one is seen to be free before the next goes."""
 
@@ -63,12 +60,21 @@ class Loaded:
     capabilities: Capabilities | None = None
     gpu_share: float = 0.0
     """How much of it is on GPUs, 0 to 1."""
+    starting: EngineProcess | None = None
+    """Its process, while it loads."""
+    expected: Plan | None = None
+    """What it will take, from when it is known to fit until it has loaded."""
     handles: set[int] = field(default_factory=set)
     ready: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     @property
     def name(self) -> str:
         return self.model.info.name
+
+    @property
+    def memory_pid(self) -> int | None:
+        """Whose memory it takes; None before there is a process."""
+        return self.pid if self.starting is None else self.starting.pid
 
     @property
     def is_ready(self) -> bool:
@@ -136,6 +142,9 @@ class EnginePool:
         self._pressed_at = 0.0
         self.gpus: Callable[[], Sequence[GpuReading]] = tuple
         """The GPUs, as last read; none unless the agent says so."""
+        self._room = Room(settings, lambda: self.gpus(), lambda: self._loaded.values())
+        self._placing = asyncio.Lock()
+        """One model is placed at a time: what the others take has to be known."""
         self.make_process: MakeProcess = EngineProcess
         """What makes a worker."""
 
@@ -263,24 +272,22 @@ class EnginePool:
         self._on_change()
         await asyncio.sleep(after_s)
         began = time.monotonic()
-        process = self.make_process(_WorkerListener(self, loaded))
         try:
-            size, loaded.gpu_share = await self._make_room(loaded.model)
+            process = loaded.starting = self.make_process(_WorkerListener(self, loaded))
+            size = await self._make_room(loaded)
             options = self._options(loaded.model, size, loaded.gpu_share)
             log.info("model_loading model=%s slots=%s context=%s", info.name, options.slots, options.context_length)
             await process.start(info.format, options, timeout_s=self._settings.load_timeout_s)
         except LlmlbError as error:
-            log.error("model_load_failed model=%s error=%s", info.name, error.message)
-            self._loaded.pop(info.name, None)
-            if isinstance(error, EngineCrashed):
-                self._life.load_crashed(info.name, time.monotonic(), error.message)
-            else:
-                self._life.load_failed(info.name, time.monotonic())
-            self._resolve(loaded, error)
-            self._unblock(info.name)
-            self._on_change()
+            self._load_failed(loaded, error)
             return
-        loaded.process = process
+        except Exception as error:  # the top of a load: who waits for it has to hear
+            log.exception("model_load_broke model=%s", info.name)
+            self._load_failed(
+                loaded, ModelLoadFailed(f"{info.name} could not be loaded: {error or type(error).__name__}")
+            )
+            return
+        loaded.process, loaded.starting, loaded.expected = process, None, None
         loaded.slots, loaded.context_length, loaded.pid = process.slots, process.context_length, process.pid
         loaded.load_s = time.monotonic() - began
         effects = self._life.loaded(info.name, time.monotonic())
@@ -297,8 +304,19 @@ class EnginePool:
         self._apply(effects)
         self._on_change()
 
+    def _load_failed(self, loaded: Loaded, error: LlmlbError) -> None:
+        log.error("model_load_failed model=%s error=%s", loaded.name, error.message)
+        self._loaded.pop(loaded.name, None)
+        if isinstance(error, EngineCrashed):
+            self._life.load_crashed(loaded.name, time.monotonic(), error.message)
+        else:
+            self._life.load_failed(loaded.name, time.monotonic())
+        self._resolve(loaded, error)
+        self._unblock(loaded.name)
+        self._on_change()
+
     def _options(self, model: StoredModel, size: Plan, gpu_share: float) -> LoadOptions:
-        layers = int(model.metadata.get(f"{model.info.architecture}.block_count", "0") or 0)
+        layers = layers_of(model)
         return LoadOptions(
             model=model.info.name,
             path=str(model.path),
@@ -313,62 +331,16 @@ class EnginePool:
 
     # Memory
 
-    def _memory(self) -> Memory | None:
-        """Memory for models: in all, and free now. None where the system does not say."""
-        limit = self._settings.memory_limit_bytes
-        there = spare_memory()
-        if limit is None:
-            return there
-        used = sum(process_memory_bytes(loaded.pid) or 0 for loaded in self._loaded.values() if loaded.pid is not None)
-        free = max(0, limit - used)
-        return Memory(limit, free if there is None else min(free, there.free_bytes))
-
-    def _vram(self, model: StoredModel) -> Memory | None:
-        """VRAM for a model; None when there is none, or the engine can't use it."""
-        if model.info.format == "GGUF" and not built_for_gpu():
-            return None
-        return spare_vram(self.gpus())
-
-    async def _make_room(self, model: StoredModel) -> tuple[Plan, float]:
-        """Slots and context that fit, and the share that goes onto GPUs; idle models make way. Raises OutOfMemory.
-
-        All in VRAM if it fits there, else what fits there and the rest in RAM. A context that the model asks for is
-        taken where the operator set none and it fits.
-        """
-        wished = None if self._settings.context_length else model.defaults.context_length
-
-        def fit(memory: Memory | None) -> Plan:
-            if wished is not None:
-                with contextlib.suppress(OutOfMemory):
-                    return sized(memory, wished)
-            return sized(memory, self._settings.context_length)
-
-        def sized(memory: Memory | None, context_length: int | None) -> Plan:
-            return plan(
-                model.info.name,
-                weight_bytes=model.info.size_bytes,
-                kv_bytes_per_token=kv_bytes_per_token(model.metadata),
-                trained_context=model.info.context_length,
-                free_bytes=None if memory is None else int(memory.free_bytes - KEPT_FREE * memory.total_bytes),
-                slots=self._settings.num_parallel,
-                context_length=context_length,
-            )
-
-        while True:
-            memory, vram = self._memory(), self._vram(model)
-            try:
-                if vram is None:
-                    return fit(memory), 0.0
-                with contextlib.suppress(OutOfMemory):
-                    return fit(vram), 1.0
-                if model.info.format == "GGUF" and memory is not None:
-                    both = Memory(memory.total_bytes + vram.total_bytes, memory.free_bytes + vram.free_bytes)
-                    size = fit(both)
-                    return size, min(1.0, PRESSURE * vram.free_bytes / size.needed_bytes)
-                return fit(vram), 1.0
-            except OutOfMemory:
-                if not await self._evict_one():
-                    raise
+    async def _make_room(self, loaded: Loaded) -> Plan:
+        """Slots and context that fit, counted as taken from now on; idle models make way. Raises OutOfMemory."""
+        async with self._placing:
+            while True:
+                try:
+                    loaded.expected, loaded.gpu_share = self._room.fit(loaded.model)
+                    return loaded.expected
+                except OutOfMemory:
+                    if not await self._evict_one():
+                        raise
 
     async def _evict_one(self) -> bool:
         """Unload the least recently used idle model, and wait for it. False when there is none."""
@@ -443,10 +415,7 @@ class EnginePool:
         """Unload an idle model while memory is short."""
         if not self._loaded or now - self._pressed_at < PRESSURE_EVERY_S:
             return
-        on_gpu = any(loaded.gpu_share for loaded in self._loaded.values())
-        kinds = [self._memory(), spare_vram(self.gpus()) if on_gpu else None]
-        short = any(memory and memory.free_bytes < (1 - PRESSURE) * memory.total_bytes for memory in kinds)
-        if short and (effects := self._life.evict(now)):
+        if self._room.short() and (effects := self._life.evict(now)):
             self._pressed_at = now
             log.warning("model_evicted model=%s reason='memory is short'", effects[0].model)
             self._apply(effects)

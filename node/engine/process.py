@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import struct
@@ -88,14 +89,19 @@ class EngineProcess:
                 "llmlb.node.engine.worker",
                 str(theirs.fileno()),
                 logs.form_in_use,
+                str(os.getpid()),
                 stdin=asyncio.subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
+            ours.setblocking(False)
+            reader, self._writer = await asyncio.open_connection(sock=ours)
+        except BaseException:  # no process to be had, or cancelled: what was opened is closed, and the cause goes on
+            ours.close()
+            self.kill()
+            raise
         finally:
             theirs.close()
-        ours.setblocking(False)
-        reader, self._writer = await asyncio.open_connection(sock=ours)
         self._background.start(self._read(reader), "read")
         self._writer.write(
             pack(Kind.CONTROL, 0, orjson.dumps({"op": "load", "format": format, "options": asdict(options)}))
@@ -147,8 +153,12 @@ class EngineProcess:
                         self._control(orjson.loads(payload))
                     else:
                         await self._listener.on_reply(handle, payload, kind is Kind.LAST)
-        except (OSError, ValueError) as error:
+        except OSError as error:
             log.warning("engine_channel_failed error=%r", error)
+        except Exception:  # the top of a task: what it says can't be followed any longer
+            log.exception("engine_channel_failed")
+            if self._process is not None and self._process.returncode is None:
+                self._process.kill()
         await self._ended()
 
     def _control(self, message: dict[str, Any]) -> None:

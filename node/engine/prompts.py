@@ -64,6 +64,12 @@ class PromptMaker:
 
     def render(self, request: InferRequest) -> RenderedPrompt:
         """The prompt of a chat or completion request. Raises InvalidRequest."""
+        try:
+            return self._made(request)
+        except RecursionError:  # arguments and variables are read and written again as JSON, and compared
+            raise InvalidRequest("the conversation is nested too deeply", param="messages") from None
+
+    def _made(self, request: InferRequest) -> RenderedPrompt:
         if request.kind == "completion":
             return RenderedPrompt((request.prompt or "",), None, (), self._format)
         tools = () if request.tool_choice == "none" else _chosen(request)
@@ -159,7 +165,7 @@ def _extra(text: str) -> dict[str, Any]:
     """The variables that the request has for the template. Raises InvalidRequest."""
     try:
         extra = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         extra = None
     if not isinstance(extra, dict):
         raise InvalidRequest("the variables for the chat template are not a JSON object", param="chat_template_kwargs")
@@ -180,7 +186,7 @@ def _arguments(text: str) -> Any:
     """Arguments as templates want them: an object, which they write as JSON themselves."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 

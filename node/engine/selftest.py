@@ -6,13 +6,17 @@ GPU may differ; so each loaded model is asked, and where the rules don't hold th
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import threading
+import time
+from collections.abc import Callable, Generator, Sequence
 
 import numpy as np
 
 from llmlb.node.engine import kv
 from llmlb.node.engine.llama_library import Context, Logits, Model
 
+QUIET_S = 1.0
+"""So long after an answer the self-test goes on."""
 TAIL = 11
 TOKENS = 5 * kv.BLOCK + 21 + TAIL
 """Long enough that a single row would take the third kernel, and no whole number of blocks."""
@@ -89,3 +93,47 @@ class SelfTest:
         beside = np.array(self._context.logits(2)[0])
         yield
         return bool(np.array_equal(first, beside))
+
+
+class IdleTest:
+    """When the self-test of a context runs: in pieces, while nothing is asked. Begins anew when it was left."""
+
+    def __init__(self, model: Model, context: Context, slots: int) -> None:
+        self.stop = threading.Event()
+        """Set from any thread: there is something else to do. Ends its wait, and the call it is in."""
+        self.over = not context.has_memory
+        self._model, self._context, self._slots = model, context, slots
+        self._test: SelfTest | None = None
+
+    def leave(self) -> None:
+        """There is something to do: it begins anew later, as its sequences may be used."""
+        if self._test is not None:
+            self._test.leave()
+            self._test = None
+
+    def step(self, used_at: Sequence[float], empty: Callable[[int], None]) -> bool | None:
+        """One call, or a wait for one. None while it goes on; then whether answers stay the same, and it is over.
+
+        ``used_at``: when each sequence was used last, of the monotonic clock; ``empty`` gets each that it takes.
+        """
+        # It takes the cache of two sequences, which whoever asks again at once would have to compute anew.
+        if self.stop.wait(max(0.0, max(used_at) + QUIET_S - time.monotonic())):
+            self.stop.clear()  # a command is in the queue, or was taken out of it before this was set
+            return None
+        if self._test is None:
+            # The pair that was not used for longest: what the others hold may be asked for again.
+            first = min(range(max(1, self._slots - 1)), key=lambda seq: max(used_at[seq : seq + 2]))
+            pair = tuple(range(self._slots))[first : first + 2]
+            for seq in pair:
+                empty(seq)
+            self._test = SelfTest(self._model, self._context, pair)
+        self._context.abortable(True)
+        safe = self._test.step()
+        self._context.abortable(False)
+        if safe is None:
+            return None
+        if not safe and self.stop.is_set():  # ended on the way, so it says nothing
+            self.leave()
+            return None
+        self._test, self.over = None, True
+        return safe

@@ -84,6 +84,8 @@ class Replies:
         request_id, seq = self._next(handle)
         self._put(handle, Delta(request_id=request_id, seq=seq, text=piece.text, token_ids=piece.token_ids))
 
+    def alive(self) -> None: ...
+
     def embedded(self, handle: Handle, index: int, vector: bytes) -> None:
         request_id, seq = self._next(handle)
         self._put(handle, Embedded(request_id=request_id, seq=seq, index=index, vector=b64encode(vector).decode()))

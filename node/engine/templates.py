@@ -19,7 +19,6 @@ from datetime import datetime
 from types import FrameType
 from typing import Any, Literal, NoReturn
 
-import jinja2
 from jinja2 import nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
@@ -27,6 +26,8 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from llmlb.bus.errors import InvalidRequest, ModelLoadFailed
+from llmlb.node.engine import template_limits as limits
+from llmlb.node.engine.template_limits import MAX_RENDERED_CHARS, MAX_WIDTH
 from llmlb.node.hardware import own_memory_bytes
 
 DEFAULT_TEMPLATE = (
@@ -37,11 +38,9 @@ DEFAULT_TEMPLATE = (
 )
 """ChatML, for a model whose file has no template. Source: llama.cpp falls back to the same."""
 
-MAX_RENDERED_CHARS = 16 * 1024 * 1024
 MAX_RENDER_S = 2.0
 MAX_RENDER_BYTES = 256 * 1024 * 1024
 _LOOK_S = 0.02
-_MAX_WIDTH = 100_000
 _WIDE = re.compile(r"\d{6,}")
 
 
@@ -112,14 +111,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     def call(self, context: Any, obj: Any, *args: Any, **kwargs: Any) -> Any:
         """As the sandbox, without methods that make a text of any width at once (ljust, zfill, format …)."""
-        owner = getattr(obj, "__self__", None)
-        if isinstance(owner, str):
-            given = [*args, *kwargs.values()]
-            if any(isinstance(value, int) and value > _MAX_WIDTH for value in given):
-                raise SecurityError("a text this wide is not allowed")
-            if obj.__name__ == "replace" and len(args) > 1:
-                _check_replacement(owner, str(args[0]), str(args[1]))
-        return super().call(context, obj, *args, **kwargs)
+        return super().call(context, obj, *limits.checked(obj, args, kwargs), **kwargs)
 
     def wrap_str_format(self, value: Any) -> Any:
         """As the sandbox, without widths that no prompt needs."""
@@ -129,22 +121,16 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
         def narrow(*args: Any, **kwargs: Any) -> Any:
             given = [*args, *kwargs.values()]
-            if _WIDE.search(value.__self__) or any(isinstance(one, int) and one > _MAX_WIDTH for one in given):
+            if _WIDE.search(value.__self__) or any(isinstance(one, int) and one > MAX_WIDTH for one in given):
                 raise SecurityError("a text this wide is not allowed")
             return wrapped(*args, **kwargs)
 
         return narrow
 
 
-def _check_replacement(text: str, old: str, new: str) -> None:
-    """Raises SecurityError for a replacement that makes a huge text."""
-    if text.count(old) * len(new) > MAX_RENDERED_CHARS:
-        raise SecurityError("a replacement this long is not allowed")
-
-
 def _replace(text: Any, old: str, new: str, count: int = -1) -> str:
     """Jinja's filter of this name, bounded."""
-    _check_replacement(str(text), str(old), str(new))
+    limits.check_replacement(str(text), str(old), str(new))
     return str(text).replace(str(old), str(new), -1 if count is None else count)
 
 
@@ -152,7 +138,7 @@ def _narrow(filter: Any) -> Any:
     """A filter of Jinja's that takes a width, with a limit to it."""
 
     def narrow(*args: Any, **kwargs: Any) -> Any:
-        if any(isinstance(value, int) and value > _MAX_WIDTH for value in [*args, *kwargs.values()]):
+        if any(isinstance(value, int) and value > MAX_WIDTH for value in [*args, *kwargs.values()]):
             raise SecurityError("a text this wide is not allowed")
         return filter(*args, **kwargs)
 
@@ -177,6 +163,7 @@ def _environment() -> _Sandbox:
     for name in ("center", "indent", "wordwrap", "truncate", "batch", "slice"):
         env.filters[name] = _narrow(env.filters[name])
     env.filters["replace"] = _replace
+    env.filters["join"], env.filters["sum"] = limits.join, limits.total
     env.filters.pop("format")
     env.globals.pop("lipsum")
     return env
@@ -193,7 +180,7 @@ class ChatTemplate:
         try:
             with _bounded():
                 self._template = _environment().from_string(self.text)
-        except (jinja2.TemplateError, RecursionError, MemoryError, _TooMuch) as error:
+        except Exception as error:  # of whatever Python can raise: constants are computed here
             raise ModelLoadFailed(f"the model's chat template is not valid: {error}") from error
 
     def render(
@@ -241,8 +228,6 @@ class ChatTemplate:
                     out.append(piece)
         except _TemplateRefuses:
             raise
-        except (_TooMuch, jinja2.TemplateError, ArithmeticError, TypeError, ValueError, LookupError) as error:
-            raise InvalidRequest(f"the model's chat template failed: {error}", param="messages") from error
-        except (AttributeError, RecursionError, MemoryError, AssertionError) as error:
+        except Exception as error:  # a template can raise whatever Python can
             raise InvalidRequest(f"the model's chat template failed: {error}", param="messages") from error
         return "".join(out)

@@ -85,7 +85,10 @@ class _Parser:
         self.names = {tool.name for tool in tools}
         self._types: dict[tuple[str, str], Any] = {}
         for tool in tools:
-            schema = json.loads(tool.parameters)
+            try:
+                schema, _ = _decode(tool.parameters.strip())
+            except ValueError:  # too deep: nothing is known of its arguments
+                continue
             properties = schema.get("properties") if isinstance(schema, dict) else None
             if isinstance(properties, dict):
                 self._types |= {(tool.name, key): value for key, value in properties.items()}

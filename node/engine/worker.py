@@ -1,12 +1,15 @@
-"""The worker process: one engine, one model, one socket to the agent. ``python -m llmlb.node.engine.worker FD``.
+"""The worker process: one engine, one model, one socket to the agent.
 
-The main thread steps the engine; one thread reads the socket. The worker ends when the agent closes the socket or
-dies: it never outlives it. A crash here takes only the requests of this model.
+``python -m llmlb.node.engine.worker FD LOGS AGENT``: the socket, the form of log lines, the pid of the agent. The main
+thread steps the engine; one thread reads the socket. The worker ends when the agent closes the socket or dies: it
+never outlives it. A crash here takes only the requests of this model.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
+import gc
 import logging
 import os
 import queue
@@ -40,6 +43,7 @@ from llmlb.bus.messages.infer import (
 from llmlb.node.engine.channel import FrameReader, Kind, pack
 from llmlb.node.engine.defaults import with_defaults
 from llmlb.node.engine.interface import Defaults, Engine, Handle, LoadOptions, Piece, load_options
+from llmlb.node.engine.refusals import id_of, refusal, written
 
 log = logging.getLogger("llmlb.node.engine.worker")
 
@@ -49,6 +53,30 @@ LOADING_S = 0.2
 
 Command = tuple[Kind, int, bytes]
 _SEQ = struct.Struct("<I")
+_DELTA = Delta.model_fields["type"].default
+
+
+def delta_bytes(request_id: str, seq: int, piece: Piece) -> bytes:
+    """A :class:`llmlb.bus.messages.infer.Delta` as bytes; what is at its default there is left out.
+
+    For the time between two decode calls, when a core or more has nothing to do: a message class costs 20 µs a token,
+    this 2. Raises BadMessage, MessageTooLarge.
+    """
+    fields: dict[str, object] = {
+        "type": _DELTA,
+        "sent_at": time.time(),
+        "request_id": request_id,
+        "seq": seq,
+        "text": piece.text,
+        "token_ids": piece.token_ids,
+    }
+    if piece.reasoning:
+        fields["reasoning"] = piece.reasoning
+    if piece.tool_calls:
+        fields["tool_calls"] = piece.tool_calls
+    if piece.logprobs:
+        fields["logprobs"] = piece.logprobs
+    return codec.encode_plain(fields)
 
 
 class SocketSink:
@@ -58,6 +86,11 @@ class SocketSink:
         self._sock = sock
         self._streams: dict[Handle, tuple[str, int]] = {}
         self._out: list[bytes] = []
+        self.broken: list[Handle] = []
+        """Requests that failed here because what they made can't be sent; the engine still has them."""
+
+    def is_open(self, handle: Handle) -> bool:
+        return handle in self._streams
 
     def open(self, handle: Handle, request_id: str, next_seq: int) -> None:
         self._streams[handle] = (request_id, next_seq)
@@ -68,22 +101,24 @@ class SocketSink:
         return request_id, seq
 
     def progress(self, handle: Handle, phase: Literal["queued", "prefill"], done: int, total: int) -> None:
+        if handle not in self._streams:
+            return  # broken in this step
         request_id, seq = self._next(handle)
         message = Progress(request_id=request_id, seq=seq, phase=phase, done=done, total=total)
         self._out.append(pack(Kind.CHUNK, handle, codec.encode(message)))
 
     def delta(self, handle: Handle, piece: Piece) -> None:
+        if handle not in self._streams:
+            return  # broken in this step
         request_id, seq = self._next(handle)
-        message = Delta(
-            request_id=request_id,
-            seq=seq,
-            text=piece.text,
-            token_ids=piece.token_ids,
-            reasoning=piece.reasoning,
-            tool_calls=piece.tool_calls,
-            logprobs=piece.logprobs,
-        )
-        self._out.append(pack(Kind.CHUNK, handle, codec.encode(message)))
+        try:
+            data = delta_bytes(request_id, seq, piece)
+        except LlmlbError as error:  # too large, or no text
+            self._streams[handle] = (request_id, seq)
+            self.broken.append(handle)
+            self.failed(handle, refusal(error))
+            return
+        self._out.append(pack(Kind.CHUNK, handle, data))
 
     def embedded(self, handle: Handle, index: int, vector: bytes) -> None:
         request_id, seq = self._next(handle)
@@ -93,6 +128,8 @@ class SocketSink:
     def end(
         self, handle: Handle, reason: FinishReason, usage: Usage, timings: Timings, stop_text: str | None = None
     ) -> None:
+        if handle not in self._streams:
+            return  # broken in this step
         request_id, seq = self._streams.pop(handle)
         message = End(
             request_id=request_id, seq=seq, finish_reason=reason, usage=usage, timings=timings, stop_text=stop_text
@@ -100,12 +137,20 @@ class SocketSink:
         self._out.append(pack(Kind.LAST, handle, codec.encode(message)))
 
     def failed(self, handle: Handle, error: LlmlbError) -> None:
+        if handle not in self._streams:
+            return  # broken in this step
         request_id, seq = self._streams.pop(handle)
-        message = Failed(request_id=request_id, seq=seq, error=WireError.of(error))
+        message = Failed(request_id=request_id, seq=seq, error=written(error))
         self._out.append(pack(Kind.LAST, handle, codec.encode(message)))
 
     def control(self, **fields: object) -> None:
         self._out.append(pack(Kind.CONTROL, 0, orjson.dumps(fields)))
+
+    def alive(self) -> None:
+        """Within a long call: the worker is alive, and what was said goes out now."""
+        self.control(op="alive")
+        with contextlib.suppress(OSError):  # nobody can be told here; the next flush says so
+            self.flush()
 
     def flush(self) -> None:
         """Send. Raises OSError when the agent is gone."""
@@ -158,12 +203,16 @@ def _apply(engine: Engine, defaults: Defaults, sink: SocketSink, command: Comman
     kind, handle, payload = command
     if kind is Kind.SUBMIT:
         (next_seq,) = _SEQ.unpack_from(payload)
-        request = codec.decode_as(InferRequest, payload[_SEQ.size :])
-        sink.open(handle, request.request_id, next_seq)
+        data = payload[_SEQ.size :]
         try:
+            request = codec.decode_as(InferRequest, data)
+            sink.open(handle, request.request_id, next_seq)
             engine.submit(handle, with_defaults(request, defaults))
-        except LlmlbError as error:
-            sink.failed(handle, error)
+        except Exception as error:  # noqa: BLE001  # the top of a request: it fails alone
+            engine.cancel(handle)
+            if not sink.is_open(handle):
+                sink.open(handle, id_of(data), next_seq)
+            sink.failed(handle, refusal(error))
     elif kind is Kind.CANCEL and engine.cancel(handle):
         sink.failed(handle, Cancelled("the request was cancelled"))
 
@@ -182,6 +231,8 @@ def _serve(engine: Engine, defaults: Defaults, sink: SocketSink, commands: queue
         except queue.Empty:
             pass
         busy = engine.step(sink)
+        while sink.broken:
+            engine.cancel(sink.broken.pop())
         now = time.monotonic()
         if engine.capabilities != said:
             said = engine.capabilities
@@ -210,8 +261,8 @@ def main() -> int:
     """Entry point. Returns 0 when the agent closed the channel, 1 when the model could not be loaded."""
     sock = socket.socket(fileno=int(sys.argv[1]))
     die_with_parent()
-    if os.getppid() == 1:
-        return 1
+    if len(sys.argv) > 3 and os.getppid() != int(sys.argv[3]):
+        return 1  # the agent died before it could be noticed; in a container it may be process 1
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logs.configure(debug=False, form=sys.argv[2] if len(sys.argv) > 2 else "text")
     inbox = Inbox(sock)
@@ -227,6 +278,9 @@ def main() -> int:
         sink.control(op="load_failed", **WireError.of(error).model_dump())
         sink.flush()
         return 1
+    # What loading made stays: the collector need not look at it again between two tokens.
+    gc.collect()
+    gc.freeze()
     inbox.engine = engine
     sink.control(
         op="loaded",

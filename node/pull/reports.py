@@ -35,6 +35,12 @@ def is_over(progress: PullProgress) -> bool:
     return progress.status in FINAL
 
 
+def ended(known: PullProgress, status: str) -> PullProgress:
+    """The last word on a task, with this ``status``."""
+    update = {"status": status, "phase": "done", "speed_bps": 0, "eta_s": None, "note": None, "sent_at": time.time()}
+    return known.model_copy(update=update)
+
+
 class Reports:
     """The last progress of each task. All methods on the loop."""
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 import weakref
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -46,7 +45,8 @@ from llmlb.bus.messages.pulls import (
 from llmlb.bus.tasks import Background
 from llmlb.bus.work_queue import WorkQueue
 from llmlb.node.pull.job import Means, PullJob
-from llmlb.node.pull.reports import Reports, is_over
+from llmlb.node.pull.put_back import PutBack
+from llmlb.node.pull.reports import Reports, ended, is_over
 from llmlb.node.store.installed import Installed
 
 log = logging.getLogger("llmlb.node.pull.tasks")
@@ -67,7 +67,6 @@ class _Active:
     wanted: Wanted
     job: PullJob
     runner: asyncio.Task[Installed | LlmlbError] | None = None
-    has_turn: bool = False
     cancelled: bool = False
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -92,10 +91,13 @@ class Pulls:
         self._active: dict[str, _Active] = {}
         self._turns = asyncio.Semaphore(parallel)
         self._repos: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+        self._staging: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+        """Of a repo: held by who works on its staged files, and not by who waits for a turn."""
         self._restored = asyncio.Event()
         self._closing = False
         self.on_over: Callable[[], None] = lambda: None
         """Called when a task is over, and when those of an earlier life are known."""
+        self.put_back = PutBack(bus, self._queue, self._reports, self._active)
 
     def start(self) -> None:
         """Go on with what is on the bus, and take more."""
@@ -108,7 +110,7 @@ class Pulls:
         await self._reports.restore()
         self._restored.set()
         self.on_over()
-        await self._pick_up()
+        await self.put_back.run()
         busy = {active.wanted.repo for active in self._active.values()}
         for left in await asyncio.to_thread(self._means.store.leftovers):
             if left.repo not in busy:
@@ -117,16 +119,7 @@ class Pulls:
     async def _back_again(self) -> None:
         self._reports.tell_again()
         if self._restored.is_set() and not self._closing:
-            self._background.start(self._pick_up(), "pick_up")
-
-    async def _pick_up(self) -> None:
-        """Put back what is not over and not on the bus any more: its stream was lost."""
-        await self._queue.wait_all_taken()
-        for known in self._reports.all():
-            if not is_over(known) and known.task_id not in self._active:
-                log.warning("pull_put_back task=%s model=%s", known.task_id, known.model)
-                with contextlib.suppress(LlmlbError):
-                    await self._queue.put(PullTask(task_id=known.task_id, model=known.model, origin=known.origin))
+            self._background.start(self.put_back.run(), "pick_up")
 
     async def close(self) -> None:
         """End what runs, keeping what is on the disk and the tasks on the bus. Within some seconds. Never raises."""
@@ -224,10 +217,34 @@ class Pulls:
         elif not request.purge or known.status == "completed":
             raise Conflict(f"the pull of {known.model} is over: {known.status}", param="task")
         repo = parse_name(known.model, self._endpoint).repo
-        if request.purge and not any(each.has_turn and each.wanted.repo == repo for each in self._active.values()):
-            await asyncio.to_thread(self._means.store.purge, repo)
+        if request.purge:
+            await self._purge(known, repo)
         left = await asyncio.to_thread(self._means.store.leftovers)
-        return TaskCancelled(task=known, kept_bytes=sum(each.bytes for each in left if each.repo == repo))
+        kept = sum(each.bytes for each in left if each.repo.lower() == repo.lower())
+        return TaskCancelled(task=known, kept_bytes=kept)
+
+    async def _purge(self, known: PullProgress, repo: str) -> None:
+        """Drop what a task that is over has fetched, and nothing that another pull of the repo goes on with.
+
+        Nothing while one of them runs that does not know its files yet: it may use any of them. Where no other pull is
+        known, all there is goes.
+        """
+        others = [
+            task
+            for task in self._reports.all()
+            if task.status != "completed" and task.task_id != known.task_id and self._is_of(task, repo)
+        ]
+        theirs = {file.name for task in others for file in task.files}
+        names = {file.name for file in known.files} - theirs if others else None
+        staging = self._staging.setdefault(repo.lower(), asyncio.Lock())
+        if not staging.locked():
+            async with staging:
+                await asyncio.to_thread(self._means.store.purge, repo, names)
+        elif all(task.files for task in others if not is_over(task)):
+            await asyncio.to_thread(self._means.store.purge, repo, names)
+
+    def _is_of(self, task: PullProgress, repo: str) -> bool:
+        return parse_name(task.model, self._endpoint).repo.lower() == repo.lower()
 
     async def cancel(self, task_id: str) -> PullProgress:
         """End a task that is not over, keeping its partial files. Raises Conflict when it is being installed."""
@@ -236,7 +253,7 @@ class Pulls:
             # Not here yet: when it comes it meets its end and is acked.
             known = self._reports.get(task_id)
             assert known is not None
-            self._reports.put(_ended(known, "cancelled"))
+            self._reports.put(ended(known, "cancelled"))
         else:
             if active.job.installing:
                 raise Conflict("all bytes are there and the model is being installed: remove it then", param="task")
@@ -334,9 +351,9 @@ class Pulls:
         """The job, when it is its turn."""
         repo = active.wanted.repo
         lock = self._repos.setdefault(repo.lower(), asyncio.Lock())
+        staging = self._staging.setdefault(repo.lower(), asyncio.Lock())
         try:
-            async with lock, self._turns:
-                active.has_turn = True
+            async with lock, self._turns, staging:
                 installed = await active.job.run()
                 await self._changed()
                 return installed
@@ -345,8 +362,6 @@ class Pulls:
         except Exception as error:  # the top of a task: it must end, and say so
             log.exception("pull_broke task=%s", active.task.task_id)
             return PullFailed("the pull failed for an unknown cause", detail=repr(error))
-        finally:
-            active.has_turn = False
 
     def _tell(self, active: _Active) -> PullProgress:
         """The last word on a task."""
@@ -354,18 +369,13 @@ class Pulls:
         assert active.runner is not None
         result = Cancelled("") if active.runner.cancelled() else active.runner.result()
         if isinstance(result, Installed):
-            told = _ended(known, "completed").model_copy(update={"name": result.name, "alias": result.alias})
+            told = ended(known, "completed").model_copy(update={"name": result.name, "alias": result.alias})
             log.info("pull_completed task=%s model=%s bytes=%d", known.task_id, result.name, known.total_bytes)
         elif isinstance(result, Cancelled):
-            told = _ended(known, "cancelled")
+            told = ended(known, "cancelled")
             log.info("pull_cancelled task=%s model=%s bytes=%d", known.task_id, known.model, known.downloaded_bytes)
         else:
-            told = _ended(known, "failed").model_copy(update={"error": WireError.of(result)})
+            told = ended(known, "failed").model_copy(update={"error": WireError.of(result)})
             log.warning("pull_failed task=%s error=%r detail=%s", known.task_id, result.message, result.detail)
         self._reports.put(told)
         return told
-
-
-def _ended(known: PullProgress, status: str) -> PullProgress:
-    update = {"status": status, "phase": "done", "speed_bps": 0, "eta_s": None, "note": None, "sent_at": time.time()}
-    return known.model_copy(update=update)

@@ -45,8 +45,8 @@ class BundledSource:
             return []
         try:
             info = headers.gguf.get(path)
-        except ModelLoadFailed as error:
-            log.error("bundled_model_unusable error=%s", error.message)
+        except (ModelLoadFailed, OSError) as error:
+            log.error("bundled_model_unusable error=%s", error)
             return []
         model = ModelInfo(
             name=NAME,

@@ -203,7 +203,7 @@ class Catalog:
             parameters["llmlb.notes"] = "; ".join(model.notes)
         return ModelDetails(
             model=model.info,
-            path=str(model.path),
+            path=str(model.path).encode("utf-8", "replace").decode(),
             license=model.license,
             template=model.template or DEFAULT_TEMPLATE,
             template_source="model" if model.template else "default",

@@ -13,7 +13,7 @@ from llmlb.bus.hub_plan import quant_of
 from llmlb.bus.messages.models import ModelInfo
 from llmlb.node.store import headers
 from llmlb.node.store.catalog import StoredModel
-from llmlb.node.store.files import MAX_JSON_BYTES, read_object, read_text
+from llmlb.node.store.files import MAX_JSON_BYTES, open_file, read_object, read_text
 from llmlb.node.store.gguf import GgufInfo
 from llmlb.node.store.safetensors import architecture_of, context_length_of, parameters_of, quantization_of
 
@@ -113,8 +113,8 @@ def _template(folder: Path, tokenizer: dict[str, Any]) -> str | None:
     beside = folder / "chat_template.json"
     template = read_object(beside).get("chat_template") if beside.is_file() else tokenizer.get("chat_template")
     if isinstance(template, list):  # several, by name. Source: transformers, "default" is the one for chats
-        named = {each.get("name"): each.get("template") for each in template if isinstance(each, dict)}
-        template = named.get("default")
+        named = (each.get("template") for each in template if isinstance(each, dict) and each.get("name") == "default")
+        template = next(named, None)
     return template if isinstance(template, str) else None
 
 
@@ -122,7 +122,7 @@ def _license(folder: Path) -> str | None:
     """The first line of its licence that has words in it."""
     for name in _LICENSES:
         try:
-            with (folder / name).open("rb") as file:
+            with open_file(folder / name) as file:
                 text = file.read(MAX_LICENSE_BYTES).decode("utf-8", "replace")
         except OSError:
             continue

@@ -6,8 +6,9 @@ import contextlib
 import errno
 import os
 import shutil
+import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import orjson
 
@@ -15,9 +16,20 @@ MAX_JSON_BYTES = 16 * 1024 * 1024
 _TEMPORARY = ".tmp"
 
 
+def open_file(path: Path) -> BinaryIO:
+    """Open it to be read. Raises OSError, also for what is no file: opening a pipe would wait for its writer."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(fd).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(fd)
+        code = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
+        raise OSError(code, "Is a directory" if stat.S_ISDIR(mode) else "Is no file", str(path))
+    return os.fdopen(fd, "rb")
+
+
 def read_object(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
     """A JSON object. Raises OSError, ValueError (too large, no JSON, nested without end, no object)."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         data = file.read(limit + 1)
     if len(data) > limit:
         raise ValueError(f"{path.name} is larger than {limit} bytes")
@@ -29,7 +41,7 @@ def read_object(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
 
 def read_text(path: Path, limit: int) -> str:
     """A text, what is not UTF-8 replaced. Raises OSError, ValueError (too large)."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         data = file.read(limit + 1)
     if len(data) > limit:
         raise ValueError(f"{path.name} is larger than {limit} bytes")
@@ -43,6 +55,14 @@ def sync_folder(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def make_folders(folder: Path) -> None:
+    """Make a folder and those above it, so that they are there after a power failure, too. Raises OSError."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in reversed(missing):
+        sync_folder(each.parent)
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -6,6 +6,7 @@ their length. Source of the format: ggml's docs/gguf.md, versions 2 and 3, littl
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from llmlb.bus.errors import ModelLoadFailed
+from llmlb.node.store.files import open_file
 
 MAGIC = b"GGUF"
 MAX_KEYS = 65_536
@@ -142,7 +144,10 @@ class _Reader:
         kind, count = self.scalar("I"), self.scalar("Q")
         if kind not in _SCALARS or count > MAX_LAYERS:
             raise self.bad(f"an array of {count} values of type {kind} where numbers by layer are")
-        return max((int(self.scalar(_SCALARS[kind])) for _ in range(count)), default=0)
+        numbers = [self.scalar(_SCALARS[kind]) for _ in range(count)]
+        if not all(math.isfinite(number) for number in numbers):
+            raise self.bad("a number by layer that is none")
+        return max(map(int, numbers), default=0)
 
     def _skip_array(self) -> int:
         kind, count = self.scalar("I"), self.scalar("Q")
@@ -175,10 +180,13 @@ class _Reader:
 def read_gguf(path: Path) -> GgufInfo:
     """The header of a file. Raises ModelLoadFailed, naming the file and what is wrong with it."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return _read(_Reader(file, path), path)
     except OSError as error:
         raise ModelLoadFailed(f"{path.name} can't be read: {error.strerror}", detail=str(path)) from error
+    except (ValueError, OverflowError, MemoryError, struct.error) as error:
+        why = f"{path.name} is not a readable GGUF file: {error}"
+        raise ModelLoadFailed(why, detail=str(path)) from error
 
 
 def _read(reader: _Reader, path: Path) -> GgufInfo:
@@ -205,7 +213,7 @@ def _read(reader: _Reader, path: Path) -> GgufInfo:
         architecture=architecture,
         quantization=_quantization(metadata, path),
         parameters=parameters if 0 < parameters <= MAX_PARAMETERS else None,
-        context_length=context if isinstance(context, int) else None,
+        context_length=context if type(context) is int and context > 0 else None,
         chat_template=template if isinstance(template, str) else None,
         license=license if isinstance(license, str) else None,
         size_bytes=reader.size,

@@ -70,7 +70,7 @@ def load(root: Path) -> None:
             gguf.kept = {**found, **gguf.kept}
     except FileNotFoundError:
         return
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         log.warning("headers_not_used error=%r", error)
 
 
@@ -79,11 +79,21 @@ def save(root: Path) -> None:
     if not gguf.changed or not root.is_dir():
         return
     gguf.changed = False
-    kept = {path: (*at, asdict(info)) for path, (*at, info) in list(gguf.kept.items()) if Path(path).exists()}
+    there = [(path, kept) for path, kept in list(gguf.kept.items()) if _is_text(path) and Path(path).exists()]
+    kept = {path: (*at, asdict(info)) for path, (*at, info) in there}
     try:
         write_whole(root / FILE, orjson.dumps({"format": FORMAT, "files": kept}))
     except (OSError, TypeError) as error:
         log.warning("headers_not_kept error=%r", error)
+
+
+def _is_text(path: str) -> bool:
+    """False for a name that is not UTF-8, which JSON can't hold."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _entry(value: Any) -> tuple[int, int, GgufInfo]:

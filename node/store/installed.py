@@ -20,24 +20,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from llmlb.bus.errors import Conflict, Forbidden, InvalidRequest, ModelLoadFailed, PullFailed
+from llmlb.bus.errors import Forbidden, InvalidRequest, PullFailed
 from llmlb.bus.hub_plan import Plan
-from llmlb.node.pull.partial import Partial, disk_error
+from llmlb.node.pull.partial import disk_error
 from llmlb.node.store import moving
 from llmlb.node.store.aliases import alias_for
 from llmlb.node.store.catalog import StoredModel
-from llmlb.node.store.files import in_any_case, read_object, remove_empty
-from llmlb.node.store.gguf import read_gguf
+from llmlb.node.store.files import in_any_case, make_folders, remove_empty
 from llmlb.node.store.local import Broken, LocalSource
 from llmlb.node.store.manifest import PREFIX, Manifest, Origin, manifest_path, read_manifest, update_manifest
 from llmlb.node.store.placing import label_for, place
+from llmlb.node.store.staging import check_staged, drop_files, on_disk
 
 log = logging.getLogger("llmlb.node.store.installed")
 
 STAGING = ".pulling"
 
 _REPO = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*/[A-Za-z0-9_-][A-Za-z0-9_.-]*")
-_PART = ".part"
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +168,7 @@ class Store:
         folder, staged = self._folder(repo), self._staged(repo)
         with self._lock:
             self._recover(staged)
-            _check_staged(plan, staged)
+            check_staged(plan, staged)
             manifests = list(self._manifests(folder))
             label = label_for(plan, manifests)
             old = next((one for one in manifests if one.label == label), None)
@@ -181,7 +180,7 @@ class Store:
             kept = {name for one in (*others, manifest) for name in one.names()}
             gone = sorted(old.names() - kept) if old is not None else []
             try:
-                folder.mkdir(parents=True, exist_ok=True)
+                make_folders(folder)
                 journal = moving.begin_install(staged, manifest, {k: v.name for k, v in files.items()}, gone)
                 moving.end_install(journal, folder)
             except OSError as error:
@@ -239,33 +238,24 @@ class Store:
         self.recover()
         found = []
         for staged in self._stagings():
-            sizes = [file.stat().st_blocks * 512 for file in staged.iterdir() if file.is_file()]
-            if sizes:
-                found.append(Leftover(f"{staged.parent.name}/{staged.name}", sum(sizes)))
+            with contextlib.suppress(OSError):
+                sizes = [on_disk(file) for file in staged.iterdir() if file.is_file()]
+                if sizes:
+                    found.append(Leftover(f"{staged.parent.name}/{staged.name}", sum(sizes)))
         return found
 
-    def purge(self, repo: str) -> int:
-        """Remove what a pull of ``owner/model`` left behind. Returns the bytes that are free again.
+    def purge(self, repo: str, names: Collection[str] | None = None) -> int:
+        """Remove what pulls of ``owner/model`` left behind: the files of these names, whole or partial; None: all.
 
-        Raises Conflict when one of its files is being downloaded: that one stays.
+        Returns the bytes that are free again. Raises Conflict when one of them is being downloaded: that one stays.
         """
         staged = self._staged(repo)
-        freed, busy = 0, None
         with self._lock:
             self._recover(staged)
-            for file in sorted(staged.iterdir()) if staged.is_dir() else []:
-                size = file.stat().st_blocks * 512 if file.exists() else 0
-                try:
-                    _drop(file)
-                    freed += size
-                except Conflict as error:
-                    busy = error
-                except OSError as error:
-                    raise disk_error(error, file) from error
-            remove_empty(staged, self._root)
-        if busy is not None:
-            raise busy
-        return freed
+            try:
+                return drop_files(staged, names)
+            finally:
+                remove_empty(staged, self._root)
 
     # Removing
 
@@ -357,34 +347,3 @@ def _same_files(manifest: Manifest, plan: Plan) -> bool:
         if file.size != wanted.size or (wanted.oid and known and wanted.oid not in known):
             return False
     return True
-
-
-def _check_staged(plan: Plan, staged: Path) -> None:
-    """Raises PullFailed when a file is missing, has another size, or the model can't be read."""
-    for file in plan.files:
-        try:
-            size = (staged / file.local).stat().st_size
-        except OSError as error:
-            raise PullFailed(f"{file.local} of {plan.wanted.repo} is not there any more") from error
-        if size != file.size:
-            raise PullFailed(f"{file.local} of {plan.wanted.repo} has {size} bytes instead of {file.size}")
-    try:
-        if plan.format == "GGUF":
-            read_gguf(staged / plan.files[0].local)
-        else:
-            read_object(staged / "config.json")
-    except (ModelLoadFailed, ValueError, OSError) as error:
-        raise PullFailed(f"{plan.wanted.name} can't be used: {error}") from error
-
-
-def _drop(file: Path) -> None:
-    """Remove a staged file; a partial one only under its lock. Raises Conflict, OSError."""
-    if not file.name.endswith((_PART, f"{_PART}.map")):
-        file.unlink(missing_ok=True)
-        return
-    partial = Partial(file.with_name(file.name.removesuffix(".map").removesuffix(_PART)))
-    partial.open()
-    try:
-        partial.drop()
-    finally:
-        partial.close()

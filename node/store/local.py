@@ -118,6 +118,9 @@ class LocalSource:
         except OSError as error:
             self._say(name, str(error.strerror))
             return [], []
+        except Exception as error:  # noqa: BLE001 - told of below; one folder must not take the others with it
+            self._say(name, f"it can't be read: {error!r}")
+            return [], []
         return _named(found, name), folder.broken
 
     def _say(self, name: str, why: str) -> None:
@@ -164,11 +167,18 @@ class LocalSource:
     def _tried(self, folder: _Folder, entry: str, where: Path | None, manifest: Manifest | None) -> Iterator[_Found]:
         try:
             yield _read(folder, entry, where, manifest)
-        except (ModelLoadFailed, OSError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001 - told of below; what is in a file must not stop the node
             name = folder.name if entry == "config.json" else f"{folder.name} {entry}"
-            why = error.message if isinstance(error, ModelLoadFailed) else str(error)
+            why = why_unusable(error)
             self._say(name, why)
             folder.broken.append(_broken(folder, entry, why, where, manifest))
+
+
+def why_unusable(error: Exception) -> str:
+    """What is told of a model that can't be read."""
+    if isinstance(error, ModelLoadFailed):
+        return error.message
+    return str(error) if isinstance(error, OSError | ValueError) else f"it can't be read: {error!r}"
 
 
 def _broken(folder: _Folder, entry: str, why: str, where: Path | None, manifest: Manifest | None) -> Broken:
@@ -187,9 +197,17 @@ def _broken(folder: _Folder, entry: str, why: str, where: Path | None, manifest:
 def _subfolders(folder: Path) -> list[Path]:
     try:
         found = sorted(each for each in folder.iterdir() if _PART.fullmatch(each.name) and ".." not in each.name)
-        return [each for each in found if each.is_dir()]
     except OSError:
         return []
+    return [each for each in found if _is_folder(each)]
+
+
+def _is_folder(path: Path) -> bool:
+    """False, too, for what can't be looked at: it must not hide the rest."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def _being_removed(folder: Path, files: list[str]) -> set[str]:

@@ -27,7 +27,9 @@ Origin = Literal["user", "sync"]
 """Who wanted it: somebody on this node, or the cluster's registry."""
 
 _ALIAS = re.compile(r"[A-Za-z0-9_.-]{1,100}")
-_UPDATING = threading.Lock()
+_WRITING = threading.Lock()
+"""One writes manifests at a time: what a thread that notes the last use has read must not come back over what an
+installation or a removal did meanwhile."""
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
 
 
@@ -97,12 +99,24 @@ def manifest_path(folder: Path, label: str) -> Path:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Raises OSError; the old one is then still whole."""
-    write_whole(manifest_path(folder, manifest.label), manifest.encoded())
+    with _WRITING:
+        write_whole(manifest_path(folder, manifest.label), manifest.encoded())
+
+
+def remove_manifest(path: Path) -> int:
+    """Returns the bytes it had, 0 when there is none. Raises OSError."""
+    with _WRITING:
+        try:
+            size = path.lstat().st_size
+            path.unlink()
+        except FileNotFoundError:
+            return 0
+        return size
 
 
 def update_manifest(path: Path, change: Callable[[Manifest], Manifest]) -> None:
     """Read, change, write; of several threads one after the other. Raises OSError, ValueError."""
-    with _UPDATING:
+    with _WRITING:
         before = read_manifest(path)
         after = change(before)
         if after != before:
@@ -118,7 +132,7 @@ def parse_manifest(value: Any) -> Manifest:
     """Raises ValueError."""
     try:
         return _parsed(value)
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
         raise ValueError(f"it is damaged: {error!r}") from error
 
 

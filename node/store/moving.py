@@ -14,9 +14,9 @@ from pathlib import Path
 import orjson
 
 from llmlb.bus.hub_plan import is_beside_weights
-from llmlb.node.store.files import move, read_object, remove_empty, sync_folder, write_whole
+from llmlb.node.store.files import make_folders, move, read_object, remove_empty, sync_folder, write_whole
 from llmlb.node.store.local import REMOVING
-from llmlb.node.store.manifest import Manifest, parse_manifest, safe_label, write_manifest
+from llmlb.node.store.manifest import Manifest, parse_manifest, remove_manifest, safe_label, write_manifest
 
 JOURNAL = ".install-"
 
@@ -49,7 +49,7 @@ def end_install(journal: Path, folder: Path) -> None:
     """Do it, or the rest of it. Raises OSError (try again), ValueError (it can't be done: a file is lost)."""
     manifest, moves, gone = _read(journal)
     staged = journal.parent
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folders(folder)
     sizes = {file.name: file.size for file in manifest.files}
     lost = [new for old, new in moves.items() if not _is_file(staged / old, folder / new, sizes.get(new))]
     if lost:
@@ -113,15 +113,16 @@ def end_removal(listed: Path, folder: Path, root: Path) -> int:
     except ValueError:
         listed.unlink()  # written whole or not at all; somebody else made this one
         return 0
-    names = [str(name) for name in value.get("files", ())]
-    if value.get("manifest") is not None:
-        names.append(str(value["manifest"]))
+    files = value.get("files")
+    names = [str(name) for name in files] if isinstance(files, list) else []
     for name in names:
         path = folder / Path(name).name
         with contextlib.suppress(FileNotFoundError):
             there = path.lstat()
             path.unlink()
             freed += there.st_size if there.st_nlink == 1 and stat.S_ISREG(there.st_mode) else 0
+    if value.get("manifest") is not None:
+        freed += remove_manifest(folder / Path(str(value["manifest"])).name)
     sync_folder(folder)
     listed.unlink(missing_ok=True)
     remove_empty(folder, root)

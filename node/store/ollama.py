@@ -83,6 +83,8 @@ class OllamaSource:
                 problems[name] = error.message if isinstance(error, ModelLoadFailed) else str(error)
             except OSError as error:
                 problems[name] = f"{Path(error.filename or path).name} can't be read: {error.strerror}"
+            except Exception as error:  # noqa: BLE001 - told of below; somebody else's store may hold anything
+                problems[name] = f"it can't be read: {error!r}"
             if name in problems:
                 self._say(name, "left out", problems[name])
         self.problems = problems
@@ -116,7 +118,7 @@ class OllamaSource:
                 for entry in _entries(folder):
                     budget -= 1
                     path = folder / entry.name
-                    wanted = entry.is_file() if depth == 3 else entry.is_dir()
+                    wanted = _is_kind(entry, file=depth == 3)
                     if budget < 0 or entry.name.startswith(".") or not wanted:
                         continue
                     if entry.is_symlink() and not self._inside(path):
@@ -254,6 +256,14 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
             return sorted(entries, key=lambda entry: entry.name)
     except OSError:
         return []
+
+
+def _is_kind(entry: os.DirEntry[str], *, file: bool) -> bool:
+    """Whether it is a file, or a folder. A link that leads in a circle is neither."""
+    try:
+        return entry.is_file() if file else entry.is_dir()
+    except OSError:
+        return False
 
 
 def _name(host: str, namespace: str, model: str, tag: str) -> str:

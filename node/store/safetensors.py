@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 
 from llmlb.bus.errors import ModelLoadFailed
+from llmlb.node.store.files import open_file
 from llmlb.node.store.gguf import MAX_PARAMETERS
 
 MAX_HEADER_BYTES = 32 * 1024 * 1024
@@ -51,7 +52,7 @@ def read_safetensors(path: Path) -> SafetensorsInfo:
         return ModelLoadFailed(f"{path.name} is not a readable Safetensors file: {what}", detail=str(path))
 
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             size = path.stat().st_size
             start = file.read(_LENGTH.size)
             if len(start) != _LENGTH.size:
@@ -76,7 +77,7 @@ def read_safetensors(path: Path) -> SafetensorsInfo:
         if count is None:
             raise bad(f"the tensor {name[:80]!r} has no shape")
         parameters += count
-        packed += count if tensor.get("dtype") in _PACKED else 0
+        packed += count if str(tensor.get("dtype")) in _PACKED else 0
     return SafetensorsInfo(parameters, packed)
 
 

@@ -263,6 +263,116 @@ def test_what_is_no_json_is_the_requests_fault(text: str) -> None:
         grammar_for(request, RenderedPrompt(("x",), None, (), HERMES), schema_grammar)
 
 
+BOUNDED: list[tuple[dict[str, Any], list[str], list[str]]] = [
+    ({"type": "string", "maxLength": 20000}, ["", "a" * 19999, "a" * 20000], ["a" * 20001]),
+    ({"type": "string", "minLength": 2500, "maxLength": 2501}, ["a" * 2500, "a" * 2501], ["a" * 2499, "a" * 2502]),
+    ({"type": "string", "minLength": 3, "maxLength": 3}, ["aaa"], ["aa", "aaaa"]),
+    ({"type": "string", "minLength": 3000}, ["a" * 3000, "a" * 4000], ["a" * 2999]),
+    ({"type": "string", "maxLength": 2147483647}, ["", "a" * 3000], []),
+    (
+        {"type": "string", "pattern": "^(ab){2,3}c{2}[0-9]{0,4000}$"},
+        ["ababcc", "abababcc" + "1" * 4000],
+        ["abcc", "ababc"],
+    ),
+]
+LISTS: list[tuple[dict[str, Any], list[int], list[int]]] = [
+    ({"maxItems": 20000}, [0, 1, 2, 141 * 141, 20000], [20001]),
+    ({"maxItems": 1}, [0, 1], [2]),
+    ({"maxItems": 0}, [0], [1]),
+    ({"minItems": 1}, [1, 50], [0]),
+    ({"minItems": 2100, "maxItems": 4300}, [2100, 4300], [2099, 4301]),
+    ({"minItems": 2, "maxItems": 2}, [2], [1, 3]),
+]
+
+
+@pytest.mark.parametrize(("schema", "good", "bad"), BOUNDED)
+def test_a_text_is_as_long_as_its_schema_says(
+    model: Model, schema: dict[str, Any], good: list[str], bad: list[str]
+) -> None:
+    grammar = schema_gbnf(schema, schema_grammar)
+    for text in good:
+        assert admits(model, grammar, json.dumps(text)), len(text)
+    for text in bad:
+        assert not admits(model, grammar, json.dumps(text)), len(text)
+
+
+@pytest.mark.parametrize(("limits", "good", "bad"), LISTS)
+def test_a_list_is_as_long_as_its_schema_says(
+    model: Model, limits: dict[str, int], good: list[int], bad: list[int]
+) -> None:
+    grammar = schema_gbnf({"type": "array", "items": {"type": "integer"}, **limits}, schema_grammar)
+    for count in good:
+        assert admits(model, grammar, "[" + "1," * (count - 1) + "1" * bool(count) + "]"), count
+    for count in bad:
+        assert not admits(model, grammar, "[" + "1," * (count - 1) + "1" * bool(count) + "]"), count
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "string", "pattern": "^(a?){5000}$"},
+        {"type": "string", "pattern": "^((a?){10}){10}$"},
+        {"type": "string", "pattern": "^" + "a?" * 500 + "$"},
+        {"type": "string", "pattern": "^" + "(" * 900 + "a" + ")" * 900 + "$"},
+        {"type": "string", "pattern": "^" + "(" * 50000 + "a" + ")" * 50000 + "$"},
+        {"type": "string", "pattern": "^a{999999999}$"},
+        {"type": "string", "minLength": 10**9},
+        {"type": "string", "minLength": 5, "maxLength": 4},
+        {"type": "string", "minLength": 1.5},
+        {"type": "array", "items": {"type": "integer"}, "minItems": "many"},
+        {"enum": [f"value {number}" for number in range(20000)]},
+        {"enum": []},
+        {"type": "object", "properties": {f"p{n}": {"type": "string", "maxLength": 2000 - n} for n in range(100)}},
+    ],
+    ids=lambda schema: str(schema)[:50],
+)
+def test_what_would_take_the_worker_down_or_stop_it_is_refused(
+    model: Model, schema: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(InvalidRequest):
+        GrammarMask(model, schema_gbnf(schema, schema_grammar)).close()
+    assert capfd.readouterr().err == ""
+
+
+def test_large_plain_schemas_are_taken(model: Model) -> None:
+    properties = {f"p{n}": {"type": "string", "maxLength": 2000, "description": "x"} for n in range(100)}
+    for schema in (
+        {"type": "object", "properties": properties},
+        {"type": "object", "properties": properties, "required": list(properties)},
+        {"enum": [f"value {number}" for number in range(500)]},
+        {"type": "array", "items": {"type": "object", "properties": properties}, "maxItems": 5000},
+    ):
+        GrammarMask(model, schema_gbnf(schema, schema_grammar)).close()
+
+
+def test_a_refused_grammar_is_not_printed(model: Model, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(InvalidRequest, match="not accepted"):
+        GrammarMask(model, 'root ::= "secret" (')
+    assert capfd.readouterr().err == ""
+
+
+def test_an_answer_that_no_token_goes_on_with_is_trouble_and_no_crash(model: Model) -> None:
+    mask = GrammarMask(model, 'root ::= "a" [^\\x00-\\U0010FFFF]')
+    (token,) = model.tokenize("a", add_special=False)
+    logits = np.zeros(model.vocabulary, dtype=np.float32)
+    assert mask.allows(token)
+    mask.accept(token)
+    assert mask.trouble is None
+    mask.mask(logits)
+    assert not np.isfinite(logits).any()
+    mask.accept(int(logits.argmax()))
+    assert mask.trouble is not None
+    mask.accept(token)  # and whatever comes after it
+    mask.close()
+
+
+def test_a_continuation_that_does_not_follow_the_grammar_is_trouble_and_no_crash(model: Model) -> None:
+    mask = GrammarMask(model, schema_gbnf({"type": "integer"}, schema_grammar))
+    mask.accept(model.tokenize("hello", add_special=False)[0])
+    assert mask.trouble is not None
+    mask.close()
+
+
 def test_a_free_answer_has_no_grammar() -> None:
     request = InferRequest(request_id="r", model="m", kind="chat", tools=TOOLS)
     prompt = RenderedPrompt(("x",), None, TOOLS, HERMES)

@@ -301,3 +301,37 @@ def test_an_alias_is_not_given_twice(tmp_path: Path) -> None:
     assert pull(store, "p/SmolLM2", files).alias == "smollm2"
     assert pull(store, "q/smollm2", files).alias == "smollm2-q4_1-2", "the store's own are known without being told"
     assert len({model.aliases for model in catalog(tmp_path).models()}) == 3
+
+
+def test_a_new_owner_is_on_the_disk_before_the_journal_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[Path] = []
+
+    def sync_folder(folder: Path) -> None:
+        synced.append(folder)
+
+    monkeypatch.setattr("llmlb.node.store.files.sync_folder", sync_folder)
+    pull(Store(tmp_path / "models"), REPO, ONE)
+    owner = (tmp_path / "models" / REPO).parent
+    assert owner in synced, "the model's folder is in it"
+    assert owner.parent in synced
+
+
+def test_a_file_that_is_renamed_while_leftovers_are_counted_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    todo = planned(REPO, ONE)
+    stage(store, todo, ONE)
+    part = store.staging(todo) / "x.gguf.part"
+    part.write_bytes(b"x")
+    real = Path.is_file
+
+    def renamed_meanwhile(path: Path) -> bool:
+        there = real(path)
+        if path == part:
+            part.unlink()
+        return there
+
+    monkeypatch.setattr(Path, "is_file", renamed_meanwhile)
+    (left,) = store.leftovers()
+    assert left.repo == REPO

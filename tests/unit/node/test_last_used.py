@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import orjson
@@ -13,7 +15,7 @@ from llmlb.node.store.bundled import NAME, BundledSource
 from llmlb.node.store.catalog import Catalog
 from llmlb.node.store.installed import Store
 from llmlb.node.store.local import LocalSource
-from llmlb.node.store.manifest import read_manifest
+from llmlb.node.store.manifest import Manifest, read_manifest, update_manifest
 from llmlb.node.store.usage import FILE, LastUsed
 from tests.unit.node.store_files import gguf, pull
 
@@ -163,3 +165,47 @@ def test_threads_that_look_while_the_list_changes_always_see_a_whole_one(tmp_pat
         for each in looking:
             each.result(30)
     catalog.close()
+
+
+def slow_update(path: Path) -> threading.Thread:
+    """A thread that has read a manifest to note the last use, and takes its time to write it."""
+    read = threading.Event()
+
+    def change(manifest: Manifest) -> Manifest:
+        read.set()
+        time.sleep(0.2)  # not to wait for something: whoever does not wait for this thread is through by then
+        return replace(manifest, last_used_at=5.0)
+
+    def update() -> None:
+        with contextlib.suppress(FileNotFoundError):
+            update_manifest(path, change)
+
+    thread = threading.Thread(target=update)
+    thread.start()
+    assert read.wait(10)
+    return thread
+
+
+def test_a_model_that_is_removed_while_its_use_is_noted_stays_removed(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    pull(store, "o/m", FILES)
+    model = opened(tmp_path).resolve("o/m")
+    assert model.manifest is not None
+    thread = slow_update(model.manifest)
+    store.remove(model)
+    thread.join(10)
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_revision_that_comes_while_the_use_of_the_last_one_is_noted_stays(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    pull(store, "o/m", FILES)
+    path = opened(tmp_path).resolve("o/m").manifest
+    assert path is not None
+    thread = slow_update(path)
+    newer = {name: gguf(salt="a longer one") for name in FILES}
+    pull(store, "o/m", newer, revision="d" * 40)
+    thread.join(10)
+    manifest = read_manifest(path)
+    assert manifest.revision == "d" * 40
+    assert manifest.disagreement(path.parent) is None

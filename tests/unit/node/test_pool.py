@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from llmlb.bus.errors import OutOfMemory
+from llmlb.bus.errors import Conflict, ModelLoadFailed, OutOfMemory
 from llmlb.bus.messages.models import ModelInfo
 from llmlb.bus.messages.nodes import GpuReading
 from llmlb.bus.settings import Settings
-from llmlb.node.agent import _processor
-from llmlb.node.engine import pool as pools
-from llmlb.node.engine.pool import EnginePool
+from llmlb.node.engine import room as rooms
+from llmlb.node.engine.interface import LoadOptions
+from llmlb.node.engine.pool import EnginePool, Loaded
+from llmlb.node.engine.process import EngineProcess, Listener
 from llmlb.node.hardware import Memory
+from llmlb.node.running import _processor
 from llmlb.node.store.catalog import StoredModel
 
 GIB = 1024**3
 Make = Callable[[float, float | None], EnginePool]
 
 
-def model(size_gib: float) -> StoredModel:
+def model(size_gib: float, name: str = "a/b", layers: str = "32") -> StoredModel:
     """A made-up 8B model: 32 layers, 8 KV heads of 128, so 128 KiB of cache a token."""
     metadata = {
         "general.architecture": "llama",
-        "llama.block_count": "32",
+        "llama.block_count": layers,
         "llama.attention.head_count": "32",
         "llama.attention.head_count_kv": "8",
         "llama.embedding_length": "4096",
     }
     info = ModelInfo(
-        name="a/b",
+        name=name,
         format="GGUF",
         size_bytes=int(size_gib * GIB),
         architecture="llama",
@@ -50,8 +53,8 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Make:
         async def nothing(*_: object) -> None: ...
 
         pool = EnginePool(Settings.load({}), on_reply=nothing, on_crash=nothing, on_change=lambda: None)
-        monkeypatch.setattr(pools, "spare_memory", lambda: Memory(int(ram * GIB), int(ram * GIB)))
-        monkeypatch.setattr(pools, "built_for_gpu", lambda: True)
+        monkeypatch.setattr(rooms, "spare_memory", lambda: Memory(int(ram * GIB), int(ram * GIB)))
+        monkeypatch.setattr(rooms, "built_for_gpu", lambda: True)
         if vram is not None:
             gpu = GpuReading(name="X", memory_total_bytes=int(vram * GIB), memory_used_bytes=0)
             pool.gpus = lambda: (gpu,)
@@ -69,7 +72,9 @@ async def test_a_model_goes_where_there_is_room(
     make: Make, vram: float | None, least: float, most: float, layers: range
 ) -> None:
     pool = make(32, vram)
-    size, share = await pool._make_room(model(4.5))
+    loaded = Loaded(model(4.5))
+    size = await pool._make_room(loaded)
+    share = loaded.gpu_share
     assert size.slots == 4
     assert size.context_length >= 4096
     assert least <= share <= most
@@ -79,7 +84,81 @@ async def test_a_model_goes_where_there_is_room(
 async def test_what_fits_nowhere_is_refused_with_both_numbers(make: Make) -> None:
     pool = make(8, 4)
     with pytest.raises(OutOfMemory, match=r"needs .* GiB \(\d+ bytes\).*bytes\) are free"):
-        await pool._make_room(model(40))
+        await pool._make_room(Loaded(model(40)))
+
+
+class FakeProcess(EngineProcess):
+    """A worker that is loaded as soon as the test says so; it takes no memory."""
+
+    def __init__(self, listener: Listener) -> None:
+        super().__init__(listener)
+        self.slots, self.context_length = 1, 10
+        self.loading = asyncio.Event()
+        self.may_load = asyncio.Event()
+
+    async def start(self, format: str, options: LoadOptions, *, timeout_s: float) -> None:
+        self.loading.set()
+        await self.may_load.wait()
+
+    async def stop(self) -> None: ...
+
+
+async def test_a_model_that_loads_takes_its_memory_from_the_beginning(make: Make) -> None:
+    """Three at once, each of 6 of 10 GiB: what one is given, no other one gets."""
+    pool = make(10, None)
+    made: list[FakeProcess] = []
+
+    def process(listener: Listener) -> EngineProcess:
+        made.append(FakeProcess(listener))
+        return made[-1]
+
+    pool.make_process = process
+    async with asyncio.timeout(10):
+        waiting = [asyncio.ensure_future(pool.ready(model(6, name))) for name in "abc"]  # awaited below
+        first, second = await asyncio.gather(*waiting[1:], return_exceptions=True)
+        assert isinstance(first, OutOfMemory)
+        assert isinstance(second, OutOfMemory)
+        made[0].may_load.set()
+        assert (await waiting[0]).name == "a"
+        assert not any(process.loading.is_set() for process in made[1:])
+        # Once loaded it is the system that says what is free: here as much as before.
+        made_later = asyncio.ensure_future(pool.ready(model(6, "d")))  # awaited below
+        while len(made) < 4:
+            await asyncio.sleep(0)
+        made[3].may_load.set()
+        await made_later
+    await pool.close()
+
+
+class Unstartable(FakeProcess):
+    async def start(self, format: str, options: LoadOptions, *, timeout_s: float) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+
+class Broken(FakeProcess):
+    async def start(self, format: str, options: LoadOptions, *, timeout_s: float) -> None:
+        raise KeyError("something else")
+
+
+@pytest.mark.parametrize("process", [Unstartable, Broken])
+async def test_a_load_that_fails_in_whatever_way_is_heard_of(make: Make, process: type[FakeProcess]) -> None:
+    pool = make(10, None)
+    pool.make_process = process
+    async with asyncio.timeout(10):
+        with pytest.raises(ModelLoadFailed, match="a/b could not be loaded"):
+            await pool.ready(model(1))
+        with pytest.raises(Conflict, match="not loaded"):
+            await pool.stop("a/b")
+        with pytest.raises(ModelLoadFailed, match="a/b could not be loaded"):  # it can be tried again
+            await pool.ready(model(1))
+    assert pool.loaded() == []
+    await pool.close()
+
+
+async def test_a_number_of_layers_that_is_none_is_as_if_the_file_did_not_say(make: Make) -> None:
+    pool = make(32, 4)
+    odd = Loaded(model(4.5, layers="12.5"))
+    assert pool._options(odd.model, await pool._make_room(odd), odd.gpu_share).gpu_layers == -1
 
 
 @pytest.mark.parametrize(("share", "shown"), [(0, "100% CPU"), (1, "100% GPU"), (0.52, "48%/52% CPU/GPU")])

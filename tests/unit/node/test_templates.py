@@ -88,6 +88,16 @@ def test_a_template_that_is_not_jinja_fails_at_load() -> None:
         "{{ '%10000000000d'|format(1) }}",
         "{{ 'a\nb'|indent(10000000000) }}",
         "{{ messages|tojson(indent=10000000000) }}",
+        "{{ ([[0] * 10000] * 1000)|sum(start=[])|length }}",
+        "{% set x = 'x' * 15000000 %}{{ range(60)|join(x)|length }}",
+        "{% set x = 'x' * 15000000 %}{{ x.join(['a'] * 60)|length }}",
+        "{% set x = 'x' * 9000000 %}{{ ''.join([x, x])|length }}",
+        "{% set x = '\t' * 9000 %}{{ x.expandtabs(99999)|length }}",
+        "{% set x = 'x' * 9000000 %}{{ x.translate({120: x})|length }}",
+        "{{ (1).to_bytes(10000000000, 'big')|length }}",
+        "{{ cycler() }}",
+        "{{ [1, 'a']|sort }}",
+        "{{ 'x'|filesizeformat }}",
         "{{ lipsum(n=1000000) }}",
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     ],
@@ -104,6 +114,18 @@ def test_the_usual_helpers_are_there() -> None:
         bos="<s>",
     )
     assert template.render(USER) == '<s>4{"a": "<é>"}1'
+
+
+def test_joining_and_adding_are_as_jinja_has_them() -> None:
+    cases = {
+        "{{ [1, 'a', none]|join('-') }}": "1-a-None",
+        "{{ messages|join(', ', attribute='role') }}": "user",
+        "{{ [1, 2.5]|sum }} {{ [[1], [2]]|sum(start=[]) }}": "3.5 [1, 2]",
+        "{{ messages|map(attribute='content')|map('length')|sum }}": str(len(USER[0]["content"])),
+        "{{ '-'.join(['a', 'b']) }}{{ 'a\tb'.expandtabs(4) }}{{ 'ab'.replace('a', 'c') }}": "a-ba   bcb",
+    }
+    for source, rendered in cases.items():
+        assert ChatTemplate(source).render(USER) == rendered
 
 
 def test_tools_and_further_variables_reach_the_template_but_do_not_replace_its_own() -> None:
