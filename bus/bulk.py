@@ -67,7 +67,8 @@ class Bulk:
         data = codec.encode_any(request)
         most = min(codec.MAX_MESSAGE_BYTES, self._bus.client.max_payload) - HEADROOM_BYTES
         if len(data) <= most:
-            await self._bus.publish_bytes(subject, data, reply=reply)
+            if not self._bus.publish_now(subject, data, reply=reply):
+                await self._bus.publish_bytes(subject, data, reply=reply)
             return
         if not self._bus.connected:
             raise BusDown("the bus is away")

@@ -40,6 +40,7 @@ from llmlb.bus.errors import (
     NodeLost,
 )
 from llmlb.bus.fast_parser import FastParser, Straight, StraightQueue
+from llmlb.bus.lasting_client import LastingClient
 from llmlb.bus.messages.base import Message
 from llmlb.bus.messages.errors import RpcFailed, WireError
 from llmlb.bus.server import BusKeeper
@@ -130,7 +131,7 @@ class Bus:
     def __init__(self, settings: Settings, name: str) -> None:
         self.settings = settings
         self.name = name
-        self.client = Client()
+        self.client: Client = LastingClient()
         self._parser = FastParser(self.client)
         self.client._ps = self._parser
         self.control: NatsBroker = _SharedBroker(
@@ -150,6 +151,8 @@ class Bus:
         self._connecting = False
         """True once nats-py has begun: before that its close() fails."""
         self._on_up: list[Callable[[], Awaitable[None]]] = []
+        self.on_lost: Callable[[LlmlbError], None] = lambda _: None
+        """Called when the connection is closed for good: the process has to end, so that it is started anew."""
 
     @property
     def connected(self) -> bool:
@@ -226,8 +229,9 @@ class Bus:
 
     async def _closed(self) -> None:
         self._up.clear()
-        if not self._closing:
-            log.error("bus_connection_closed error=%s", self.client.last_error)
+        if not self._closing:  # nothing is known that leads here, and nothing leads back
+            log.critical("bus_connection_closed error=%s", self.client.last_error)
+            self.on_lost(BusDown("the connection to the bus is closed", detail=repr(self.client.last_error)))
 
     async def _error(self, error: Exception) -> None:
         if isinstance(error, nats.errors.SlowConsumerError):
@@ -252,6 +256,10 @@ class Bus:
             await publishing.publish(self.client, subject, data, reply)
         except (nats.errors.Error, OSError) as error:
             raise map_nats_error(error) from error
+
+    def publish_now(self, subject: str, data: bytes, *, reply: str = "") -> bool:
+        """As :meth:`publish_bytes`, where nothing has to be waited for. False: nothing was sent, ask that one."""
+        return self.connected and publishing.publish_now(self.client, subject, data, reply)
 
     async def publish_stored(
         self, subject: str, message: Message, *, timeout_s: float = 5.0, once: str | None = None

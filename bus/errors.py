@@ -102,7 +102,10 @@ class ModelDownloading(CapacityError):
 
 
 class QueueFull(CapacityError):
+    """``retry_after_s``: when it is worth another try, whole seconds."""
+
     reason = "queue_full"
+    retry_after_s = 1
 
 
 class NodeBusy(CapacityError):

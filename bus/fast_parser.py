@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
+from nats.errors import ProtocolError
 from nats.protocol.parser import AWAITING_CONTROL_LINE, AWAITING_MSG_PAYLOAD, Parser
 
 log = logging.getLogger("llmlb.bus.fast_parser")
@@ -33,6 +34,7 @@ class FastParser(Parser):
         self.straight: dict[bytes, Straight] = {}
         """By the subscription's number as the server writes it; it outlives reconnections."""
         self._resets = 0
+        self._said = False
         super().__init__(client)
 
     def reset(self) -> None:
@@ -63,18 +65,41 @@ class FastParser(Parser):
             elif op == b"HMSG" and len(fields) >= 5 and fields[2] in self.straight and fields[-2].isdigit():
                 self._with_headers(fields, data[line_end + 2 : after - 2])
             else:
-                await super().parse(data[at:after])
+                await self._theirs(data[at:after])
             if self._resets != resets:
                 return  # the connection this was read from is gone
             at = after
         if at < end:
-            await super().parse(data[at:])
+            await self._theirs(data[at:])
+
+    async def _theirs(self, data: bytes) -> None:
+        """nats-py's parser. What one message raises there, such as a subject that is no text, ends only that message:
+        its reader would end, and nothing be heard until the server gives this connection up."""
+        while True:
+            before = len(self.buf) + len(data)
+            try:
+                await super().parse(data)
+                return
+            except (ProtocolError, OSError):
+                raise  # the reader connects anew
+            except Exception:  # noqa: BLE001 - logged there; anybody may have sent it
+                self._unreadable()
+            data = b""
+            if len(self.buf) >= before:
+                raise ProtocolError("nats: unreadable")
+            if not self.buf:
+                return
+
+    def _unreadable(self) -> None:
+        """Said once: a peer may send these without end."""
+        log.log(logging.DEBUG if self._said else logging.WARNING, "bus_message_unreadable", exc_info=True)
+        self._said = True
 
     async def _completed(self, data: bytes) -> bytes:
         """What is left of the data once what nats-py's parser holds of a message is whole, or was taken back."""
         if self.state == AWAITING_MSG_PAYLOAD:
             missing = self.needed + 2 - len(self.buf)
-            await super().parse(data[:missing])
+            await self._theirs(data[:missing])
             return data[missing:]
         data = bytes(self.buf) + data
         self.buf.clear()
@@ -85,18 +110,24 @@ class FastParser(Parser):
         callback = self.straight.get(fields[2])
         if callback is None:
             reply = fields[3] if len(fields) == 5 else b""
-            await self.nc._process_msg(int(fields[2]), fields[1], reply, payload, None)
+            try:
+                await self.nc._process_msg(int(fields[2]), fields[1], reply, payload, None)
+            except (ProtocolError, OSError):
+                raise
+            except Exception:  # noqa: BLE001 - as in _theirs
+                self._unreadable()
             return
         self.nc.stats["in_msgs"] += 1
         self.nc.stats["in_bytes"] += len(payload)
-        hand_over(callback, fields[1].decode(), payload, None)
+        hand_over(callback, fields[1].decode(errors="replace"), payload, None)
 
     def _with_headers(self, fields: list[bytes], whole: bytes) -> None:
         """``HMSG <subject> <sid> [reply-to] <header bytes> <bytes>`` of a straight subscription."""
         size = int(fields[-2])
         self.nc.stats["in_msgs"] += 1
         self.nc.stats["in_bytes"] += len(whole)
-        hand_over(self.straight[fields[2]], fields[1].decode(), whole[size:], headers_of(whole[:size]))
+        subject = fields[1].decode(errors="replace")
+        hand_over(self.straight[fields[2]], subject, whole[size:], headers_of(whole[:size]))
 
 
 def headers_of(block: bytes) -> dict[str, str]:

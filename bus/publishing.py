@@ -9,15 +9,25 @@ https://docs.nats.io/reference/reference-protocols/nats-protocol, "PUB".
 
 from __future__ import annotations
 
+import asyncio
+import time
+
 from nats.aio.client import Client
+from nats.errors import ConnectionReconnectingError
 
 LARGE_BYTES = 4096
 """From here on a copy costs more than two further parts of a write."""
+HEAD_MOST = 32
+"""Bytes around subject, reply and payload, at the most."""
+FLUSH_S = 10.0
+LOOK_S = 0.1
 _END = b"\r\n"
 
 
 async def publish(client: Client, subject: str, data: bytes, reply: str) -> None:
     """As ``client.publish`` with these arguments: the same effect, the same errors."""
+    if publish_now(client, subject, data, reply):
+        return
     if (
         not client.is_connected
         or client.is_draining_pubs
@@ -26,15 +36,57 @@ async def publish(client: Client, subject: str, data: bytes, reply: str) -> None
     ):
         await client.publish(subject, data, reply=reply)
         return
-    head = f"PUB {subject} {reply} {len(data)}\r\n".encode()
-    client.stats["out_msgs"] += 1
-    client.stats["out_bytes"] += len(data)
-    if len(data) < LARGE_BYTES:
+    _write(client, subject, data, reply)
+    if 0 < client._max_pending_size < client._pending_data_size:
+        await _flushed(client, client._flush_queue)
+    if client._flush_queue.empty():
+        await client._flush_pending()
+
+
+async def _flushed(client: Client, queue: asyncio.Queue[asyncio.Future[None]]) -> None:
+    """Wait until what is to be written was, or for FLUSH_S. Raises ConnectionReconnectingError when the bus goes away.
+
+    Not nats-py's: that one waits all the time for a connection that is not there any more, and says nothing.
+    """
+    done = asyncio.get_running_loop().create_future()
+    await queue.put(done)
+    until = time.monotonic() + FLUSH_S
+    while not done.done() and time.monotonic() < until and client.is_connected:
+        await asyncio.wait([done], timeout=LOOK_S)
+    if not client.is_connected:
+        raise ConnectionReconnectingError
+
+
+def publish_now(client: Client, subject: str, data: bytes, reply: str) -> bool:
+    """The same where nothing has to be waited for, as is mostly so. False: nothing was sent.
+
+    The flusher is woken once for all that comes before it runs.
+    """
+    size, queue, flusher = len(data), client._flush_queue, client._flusher_task
+    if (
+        client._status != Client.CONNECTED
+        or size > client.max_payload
+        or queue is None
+        or flusher is None
+        or flusher.done()
+        or 0 < client._max_pending_size < client._pending_data_size + size + len(subject) + len(reply) + HEAD_MOST
+    ):
+        return False
+    _write(client, subject, data, reply)
+    if queue.empty():
+        queue.put_nowait(asyncio.get_running_loop().create_future())
+    return True
+
+
+def _write(client: Client, subject: str, data: bytes, reply: str) -> None:
+    """Into what is sent next."""
+    size = len(data)
+    head = f"PUB {subject} {reply} {size}\r\n".encode()
+    stats = client.stats
+    stats["out_msgs"] += 1
+    stats["out_bytes"] += size
+    if size < LARGE_BYTES:
         client._pending.append(b"%b%b\r\n" % (head, data))
     else:
         client._pending += (head, data, _END)
-    client._pending_data_size += len(head) + len(data) + len(_END)
-    if 0 < client._max_pending_size < client._pending_data_size:
-        await client._flush_pending(force_flush=True)
-    if client._flush_queue.empty():
-        await client._flush_pending()
+    client._pending_data_size += len(head) + size + len(_END)

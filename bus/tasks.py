@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+import time
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from llmlb.bus.errors import ConfigError
@@ -12,6 +13,10 @@ from llmlb.bus.errors import ConfigError
 log = logging.getLogger("llmlb.bus.tasks")
 
 CANCEL_AGAIN_S = 10.0
+AGAIN_FIRST_S = 1.0
+AGAIN_MOST_S = 30.0
+"""A loop that fails is begun again after so long; doubled each time, until it has run STEADY_S."""
+STEADY_S = 60.0
 
 
 class Background:
@@ -34,6 +39,29 @@ class Background:
         self._tasks.add(task)
         task.add_done_callback(self._done)
         return task
+
+    def forever(self, make: Callable[[], Coroutine[Any, Any, Any]], name: str) -> asyncio.Task[Any]:
+        """As :meth:`start`, for a loop that the rest can't do without: one that fails is begun again, after a while.
+
+        One that returns has ended, and one that needs a person (ConfigError) stays ended.
+        """
+        return self.start(self._forever(make, name), name)
+
+    async def _forever(self, make: Callable[[], Coroutine[Any, Any, Any]], name: str) -> None:
+        wait_s = AGAIN_FIRST_S
+        while True:
+            began = time.monotonic()
+            try:
+                await make()
+                return
+            except ConfigError:
+                raise
+            except Exception:  # the top of a task: what it does would be missing from here on
+                if time.monotonic() - began >= STEADY_S:
+                    wait_s = AGAIN_FIRST_S
+                log.warning("background_loop_failed task=%s.%s again_s=%.0f", self._name, name, wait_s, exc_info=True)
+            await asyncio.sleep(wait_s)
+            wait_s = min(2 * wait_s, AGAIN_MOST_S)
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

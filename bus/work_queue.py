@@ -28,7 +28,7 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from nats.js.errors import NotFoundError
 
 from llmlb.bus.connection import Bus, map_nats_error
-from llmlb.bus.errors import BusDown, BusError
+from llmlb.bus.errors import BusDown, BusError, LlmlbError
 from llmlb.bus.messages.base import Message
 from llmlb.bus.streams import ensure_streams
 from llmlb.bus.tasks import Background
@@ -96,8 +96,8 @@ class WorkQueue:
     def start(self) -> None:
         """Take items as soon as the bus is up, and again whenever it is back."""
         self._bus.on_up(self._back_again)
-        self._background.start(self._keep(), "in_progress")
-        self._background.start(self._take(), "take")
+        self._background.forever(self._keep, "in_progress")
+        self._background.forever(self._take, "take")
 
     async def put(self, message: Message, *, timeout_s: float = REQUEST_S) -> None:
         """Store an item. The stream is made when it is missing. Raises BusError, DeadlineExceeded."""
@@ -147,13 +147,13 @@ class WorkQueue:
                     self._inbox = inbox
                 await self._ensure()
                 await self._ask()
-            except (nats.errors.Error, OSError, TimeoutError, BusError) as error:
+            except (nats.errors.Error, OSError, TimeoutError, LlmlbError) as error:
                 self._say(error)
                 await asyncio.sleep(RETRY_S)
 
     def _say(self, error: BaseException) -> None:
         """One line for each change of what is wrong."""
-        mapped = error if isinstance(error, BusError) else map_nats_error(error)
+        mapped = error if isinstance(error, LlmlbError) else map_nats_error(error)
         if mapped.detail != self._said and self._bus.connected:
             self._said = mapped.detail
             log.warning("queue_not_read consumer=%s error=%r detail=%s", self._consumer, mapped.message, mapped.detail)

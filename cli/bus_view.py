@@ -88,6 +88,8 @@ class BusView:
         kind = ".".join(parts[4:]) if topic == "node" and len(parts) > 4 else topic
         if kind == "heartbeat":  # the most frequent one is parsed only where it is looked at
             return Seen(subject, kind, "", len(data), "llmlb.node.heartbeat.v1", node, body=data)
+        if topic == "reply" and not data:  # a node, to whoever asked it: see node/readers.py
+            return Seen(subject, "probe", "are you there?", 0)
         seen = Seen(subject, kind, "", len(data), node=node)
         try:
             body = json.loads(data)

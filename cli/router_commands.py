@@ -43,7 +43,7 @@ def serve(
         typer.Option(min=1, help="Gateway processes on the port; each more serves more requests.", show_default="1"),
     ] = None,
     log_format: LogFormat = None,
-    worker: Annotated[bool, typer.Option("--worker", hidden=True)] = False,
+    worker: Annotated[str, typer.Option("--worker", hidden=True)] = "",
 ) -> None:
     """Start router and gateway in the foreground."""
     settings = Settings.load(

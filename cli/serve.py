@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import logging
 import shlex
 import sys
 import time
+import uuid
 from collections.abc import Callable
 
 import llmlb
@@ -24,6 +26,7 @@ from llmlb.bus.tasks import Background
 from llmlb.cli import banner
 from llmlb.cli.exit_codes import GENERAL, OK
 from llmlb.cli.render import gpu_name
+from llmlb.cli.role_parts import Ready, each, exposition
 from llmlb.cli.until_told import loop_until_told, usable
 from llmlb.cli.workers import Workers, child_environ
 from llmlb.node.agent import NodeAgent
@@ -39,7 +42,6 @@ from llmlb.router.dispatch import Dispatcher
 from llmlb.router.fleet import Fleet
 from llmlb.router.gateway.app import GatewayServer, build_app
 from llmlb.router.gateway.metered import Metered
-from llmlb.router.gateway.metrics import Exposition
 from llmlb.router.gateway.ports import Gateway
 from llmlb.router.history_process import HistoryProcess
 from llmlb.router.hub.hub import ModelHub
@@ -49,6 +51,7 @@ from llmlb.router.live import Live
 from llmlb.router.metrics import Metrics
 from llmlb.router.node_rpc import NodeRpc
 from llmlb.router.responses import ResponseStore
+from llmlb.router.siblings import Siblings
 
 log = logging.getLogger("llmlb.cli.serve")
 
@@ -58,54 +61,33 @@ GC_OBJECTS = 20_000
 """New objects between two looks of the garbage collector: some 3% of a gateway's CPU time at Python's 700."""
 
 
-class _Ready:
-    """Green when the bus is reachable, everything behind the gateway has begun, and it is known who may."""
-
-    def __init__(self, bus: Bus, directory: Directory) -> None:
-        self._bus = bus
-        self._directory = directory
-        self.started = False
-
-    @property
-    def ready(self) -> bool:
-        return self.started and self._bus.connected and self._directory.known
-
-
-def _exposition(
-    role: str, metrics: Metrics, bus: Bus, fleet: Fleet, history: HistoryProcess | None = None
-) -> Exposition:
-    return Exposition(
-        metrics,
-        bus,
-        fleet.nodes,
-        build=(role, llmlb.__version__),
-        breakers=fleet.loads.breakers.states,
-        history=history,
-    )
-
-
 class RouterRole:
     """Router and gateway in this process."""
 
-    def __init__(self, settings: Settings, *, worker: bool = False) -> None:
-        """``worker``: a further process of a router, on its port."""
+    def __init__(self, settings: Settings, *, worker: str = "") -> None:
+        """``worker``: a further process of a router, on its port; ``GROUP.NUMBER`` as :class:`Workers` gives it."""
         self._settings = settings
-        self._worker = worker
+        self._worker = bool(worker)
+        group, number = worker.rsplit(".", 1) if worker else (uuid.uuid4().hex, "0")
         further = settings.router_workers - 1
-        self._workers = Workers(settings, further) if further and not worker else None
+        self._workers = Workers(settings, further, group) if further and not worker else None
         self.bus = Bus(settings, "llmlb-router")
         self.fleet = Fleet(self.bus)
         metrics = Metrics(self.fleet.list_models)
         self._dispatcher = Dispatcher(self.bus, self.fleet, metrics)
         self._history = HistoryProcess(settings.home / "router.db", child_environ(settings))
-        control = RouterControl(self.fleet, self._history, self._dispatcher.waiting)
+        own_history = None if worker else self._history
+        self._siblings = self._siblings_of(group, int(number), own_history) if further else None
+        speaker = self._siblings or self._dispatcher
+        control = RouterControl(self.fleet, self._siblings or self._history, speaker.waiting)
+        shown = exposition("router", metrics, self.bus, self.fleet, own_history, self._siblings)
         control.register(self.bus)
         self.hub = ModelHub(self.bus, self.fleet)
         self.hub.register_rpc()
         self._live = Live(self.bus, self.fleet, self.hub, llmlb.__version__)
         self.directory = Directory(self.bus)
         self._office = Office(self.directory, time.monotonic)
-        self.ready = _Ready(self.bus, self.directory)
+        self.ready = Ready(self.bus, self.directory)
         self.server = GatewayServer(
             build_app(
                 Gateway(
@@ -122,11 +104,16 @@ class RouterRole:
                     node_ops=None,
                     node_id=None,
                     history=self._history,
-                    metrics=_exposition("router", metrics, self.bus, self.fleet, self._history),
+                    metrics=shown,
                     responses=ResponseStore(self.bus),
                 )
             )
         )
+
+    def _siblings_of(self, group: str, number: int, history: HistoryProcess | None) -> Siblings:
+        """What this process knows of the others of the same gateway."""
+        count = self._settings.router_workers
+        return Siblings(self.bus, group, number, count, waiting=self._dispatcher.waiting, history=history)
 
     @property
     def is_worker(self) -> bool:
@@ -146,20 +133,21 @@ class RouterRole:
         await self._live.start()
         if not self._worker:
             self._history.start()
+        if self._siblings is not None:
+            await self._siblings.start()
         if self._workers is not None:
             self._workers.start(self.server.port)
 
     async def stop(self) -> None:
         if self._workers is not None:
-            await self._workers.stop()
+            await each(self._workers.stop)
         self._live.end_clients()
-        await self.server.stop(self._settings.drain_timeout_s)
-        await self._live.close()
-        await self._dispatcher.close()
-        await self._history.close()
-        await self.hub.close()
-        await self.fleet.close()
-        await self.directory.close()
+        await each(
+            functools.partial(self.server.stop, self._settings.drain_timeout_s),
+            *(self._live.close, self._dispatcher.close, self._history.close, self.hub.close),
+            *((self._siblings.close,) if self._siblings is not None else ()),
+            *(self.fleet.close, self.directory.close),
+        )
         self._office.close()
 
 
@@ -183,7 +171,7 @@ class NodeRole:
         self._dispatcher = Dispatcher(self.bus, self.fleet, metrics)
         self.directory = Directory(self.bus)
         self._office = Office(self.directory, time.monotonic)
-        self.ready = _Ready(self.bus, self.directory)
+        self.ready = Ready(self.bus, self.directory)
         self.server = GatewayServer(
             build_app(
                 Gateway(
@@ -197,7 +185,7 @@ class NodeRole:
                     router_ops=None,
                     node_ops=NodeRpc(self.bus, self.node_id),
                     node_id=self.node_id,
-                    metrics=_exposition("node", metrics, self.bus, self.fleet),
+                    metrics=exposition("node", metrics, self.bus, self.fleet),
                     responses=ResponseStore(self.bus),
                 )
             )
@@ -215,13 +203,11 @@ class NodeRole:
         await self.agent.run(f"{self._settings.node_bind}:{self.server.port}")
 
     async def stop(self) -> None:
-        await self.agent.drain(self._settings.drain_timeout_s)
-        await self.server.stop(1.0)
-        await self._dispatcher.close()
-        await self.agent.close()
-        await asyncio.to_thread(self._catalog.close)
-        await self.fleet.close()
-        await self.directory.close()
+        await each(
+            functools.partial(self.agent.drain, self._settings.drain_timeout_s),
+            *(functools.partial(self.server.stop, 1.0), self._dispatcher.close, self.agent.close),
+            *(functools.partial(asyncio.to_thread, self._catalog.close), self.fleet.close, self.directory.close),
+        )
         self._office.close()
         self._identity.close()
 
@@ -233,14 +219,15 @@ async def _serve(roles: list[Role], settings: Settings, stop: asyncio.Event, beg
     if settings.auth == "off":
         log.warning("auth_off every peer that reaches the port may use it")
     background = Background("serve")
-    refused: list[ConfigError] = []
+    refused: list[LlmlbError] = []
 
-    def give_way(error: ConfigError) -> None:
+    def give_way(error: LlmlbError) -> None:
         refused.append(error)
         stop.set()
 
     try:
         for role in roles:
+            role.bus.on_lost = give_way
             if isinstance(role, NodeRole):
                 role.agent.on_second = give_way
             await role.start()
@@ -316,11 +303,7 @@ async def _stop(roles: list[Role], background: Background) -> None:
         role.bus.hold()
     ends = [role.stop for role in reversed(roles)]
     ends += [bus.close for bus in sorted((role.bus for role in roles), key=lambda bus: bus.owns_server)]
-    for end in ends:
-        try:
-            await end()
-        except Exception:  # whatever fails, the rest has to be ended too
-            log.exception("stop_failed")
+    await each(*ends)
 
 
 async def _until_models_known(roles: list[Role], stop: asyncio.Event) -> None:
@@ -382,7 +365,7 @@ def _start(title: str, settings: Settings, make: Callable[[Settings], list[Role]
         return GENERAL
 
 
-def run_router(settings: Settings, *, worker: bool = False) -> int:
+def run_router(settings: Settings, *, worker: str = "") -> int:
     """``llmlb router serve``. ``worker``: as a further process of a router that runs already."""
     return _start("the router", settings, lambda s: [RouterRole(s, worker=worker)])
 

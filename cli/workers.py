@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -30,9 +31,10 @@ GRACE_S = 10.0
 
 
 class Workers:
-    """``count`` processes beside this one."""
+    """``count`` processes beside this one. ``group`` is what they know each other by."""
 
-    def __init__(self, settings: Settings, count: int) -> None:
+    def __init__(self, settings: Settings, count: int, group: str) -> None:
+        self._group = group
         self._settings = settings
         self._count = count
         self._running: dict[int, asyncio.subprocess.Process] = {}
@@ -42,26 +44,36 @@ class Workers:
     def start(self, port: int) -> None:
         """Begin, and watch over them. ``port``: the one this process listens on."""
         for number in range(1, self._count + 1):
-            self._background.start(self._watch(number, port), f"worker.{number}")
+            self._background.forever(functools.partial(self._watch, number, port), f"worker.{number}")
 
     async def _watch(self, number: int, port: int) -> None:
         wait_s = RESTART_FIRST_S
         while not self._stopping:
             began = time.monotonic()
-            process = await self._spawn(port)
-            self._running[number] = process
-            log.info("gateway_worker_started number=%d pid=%d", number, process.pid)
-            code = await process.wait()
-            del self._running[number]
+            how = await self._run(number, port)
             if self._stopping:
                 return
             wait_s = RESTART_FIRST_S if time.monotonic() - began > STEADY_S else min(2 * wait_s, RESTART_MOST_S)
-            log.error("gateway_worker_ended number=%d code=%d restart_in_s=%.1f", number, code, wait_s)
+            log.error("gateway_worker_ended number=%d %s restart_in_s=%.1f", number, how, wait_s)
             await asyncio.sleep(wait_s)
 
-    async def _spawn(self, port: int) -> asyncio.subprocess.Process:
+    async def _run(self, number: int, port: int) -> str:
+        """One process, from its start to its end; how it ended."""
+        try:
+            process = await self._spawn(number, port)
+        except OSError as error:  # too many processes, no memory: that passes
+            return f"error={error!r}"
+        self._running[number] = process
+        log.info("gateway_worker_started number=%d pid=%d", number, process.pid)
+        try:
+            return f"code={await process.wait()}"
+        finally:
+            del self._running[number]
+
+    async def _spawn(self, number: int, port: int) -> asyncio.subprocess.Process:
         settings = self._settings
-        command = [sys.executable, "-m", "llmlb", "router", "serve", "--worker", "--no-embedded-bus"]
+        command = [sys.executable, "-m", "llmlb", "router", "serve", "--no-embedded-bus"]
+        command += ["--worker", f"{self._group}.{number}"]
         command += ["--port", str(port), "--host", settings.router_bind]
         return await asyncio.create_subprocess_exec(
             *command,

@@ -27,6 +27,7 @@ from llmlb.bus.messages.events import (
     ClusterTaskChanged,
     NodeStateChanged,
 )
+from llmlb.bus.messages.gateways import AskGatewayProcess, GatewayProcess
 from llmlb.bus.messages.identity import KeysUsed, LoginTried
 from llmlb.bus.messages.infer import (
     Accepted,
@@ -70,6 +71,8 @@ DATA_PLANE: list[tuple[str, type[Message]]] = [
     (subjects.response("RESPONSE"), StoredResponse),
     (subjects.keys_used(), KeysUsed),
     (subjects.logins_tried(), LoginTried),
+    (subjects.gateway_says("GATEWAY"), GatewayProcess),
+    (subjects.gateway_asks("GATEWAY"), AskGatewayProcess),
 ]
 REPLIES: tuple[type[Message], ...] = (Accepted, Progress, Delta, End, Failed)
 REPLY = subjects.reply("GATEWAY", "STREAM")

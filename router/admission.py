@@ -93,7 +93,9 @@ class Queue:
         if ticket_id in self._tickets:
             raise ValueError(f"ticket {ticket_id} waits already")
         if len(self._tickets) >= self.most and not self._make_place(key):
-            raise QueueFull(f"every slot is taken and all {self.most} waiting places are full; try again shortly")
+            full = QueueFull(f"every slot is taken and all {self.most} waiting places are full; try again shortly")
+            full.retry_after_s = self.retry_after_s()
+            raise full
         self._order += 1
         ticket = _Ticket(ticket_id, self._order, model, key, now, deadline)
         self._tickets[ticket_id] = ticket

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -16,7 +17,7 @@ import nats.errors
 
 from llmlb.bus import subjects
 from llmlb.bus.connection import Bus, map_nats_error
-from llmlb.bus.errors import LlmlbError
+from llmlb.bus.errors import BadMessage, LlmlbError, MessageTooLarge
 from llmlb.bus.messages.base import Message
 from llmlb.bus.messages.events import NodeStateChanged
 from llmlb.bus.streams import ensure_streams
@@ -30,13 +31,12 @@ MOST_WAITING = 10_000
 AGAIN_S = 2.0
 FIRST_S = 3.0
 ALIKE_S = 10.0
-TRIES = 3
 KNOWN_S = 10.0
 """How long events wait until it is known what is in the stream."""
 
 
 class Announcer:
-    """Events are stored one after the other, in order; a bus that is away is waited for."""
+    """Events are stored one after the other, in order; a bus that is away, or can't store them now, is waited for."""
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
@@ -62,7 +62,7 @@ class Announcer:
             async with asyncio.timeout(FIRST_S):
                 made = await self._ensure()
         self._bus.on_up(self._ensure_again)
-        self._background.start(self._run(made), "events")
+        self._background.forever(functools.partial(self._run, made), "events")
 
     async def _ensure_again(self) -> None:
         await self._ensure()
@@ -114,6 +114,8 @@ class Announcer:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(KNOWN_S):
                     await self.known()
+        if self._waiting:
+            self._wake.set()  # this may be begun again, in the middle of them
         while not self._closing:
             await self._wake.wait()
             self._wake.clear()
@@ -124,9 +126,8 @@ class Announcer:
                 self._dropped = 0
 
     async def _store(self, topic: str, event: Message, once: str) -> None:
-        for attempt in range(TRIES):
-            if self._closing:
-                return
+        said = False
+        while not self._closing:
             await self._bus.wait_up()
             if self.told(event):
                 return
@@ -135,14 +136,14 @@ class Announcer:
                 await self._bus.publish_stored(subjects.event(topic), event, once=f"{once}.{since}" if since else once)
                 self.stored(event)
                 return
+            except (BadMessage, MessageTooLarge) as error:
+                log.warning("event_dropped event=%s error=%s", once, error.message)
+                return
             except LlmlbError as error:
                 # The stream may have gone with the bus's store.
-                log.log(
-                    logging.WARNING if attempt == TRIES - 1 else logging.DEBUG,
-                    "event_not_stored event=%s error=%s",
-                    once,
-                    error.message,
-                )
+                level = logging.WARNING if self._bus.connected and not said else logging.DEBUG
+                log.log(level, "event_waits event=%s error=%s", once, error.message)
+                said = said or self._bus.connected
                 await asyncio.sleep(AGAIN_S)
                 await self._ensure()
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from llmlb.router.affinity import PrefixMap, estimate_tokens
 from llmlb.router.gate import Gate
 from llmlb.router.journey import Journey
 from llmlb.router.loads import Loads
-from llmlb.router.placement import Ask
+from llmlb.router.placement import NOTHING, Ask
 
 WORTH_KNOWING = 96
 """Characters of a prompt from which on it is remembered who computed it. Of an embedding none are counted."""
+NOBODY: frozenset[str] = frozenset()
 
 
 class Asking:
@@ -17,14 +20,14 @@ class Asking:
 
     def __init__(self, loads: Loads, gate: Gate) -> None:
         self._loads = loads
-        self._gate = gate
+        self._waiting = gate.waiting
         self._prefixes = PrefixMap()
         loads.on_cold = self._prefixes.forget_node
 
     def ask(self, journey: Journey) -> Ask:
         """For the next attempt of a request."""
         request = journey.request
-        warm: dict[str, int] = {}
+        warm: Mapping[str, int] = NOTHING
         characters = journey.characters()
         if self._matters(journey, characters):
             found = self._prefixes.lookup(request.model, journey.prompt_parts())
@@ -33,8 +36,8 @@ class Asking:
             prompt_tokens=estimate_tokens(characters) + len(journey.tokens),
             max_tokens=request.sampling.max_tokens or 0,
             warm=warm,
-            exclude=frozenset(journey.exclude),
-            queued=self._gate.queue.waiting(request.model),
+            exclude=frozenset(journey.exclude) if journey.exclude else NOBODY,
+            queued=self._waiting(request.model),
         )
 
     def answered(self, journey: Journey, node_id: str, now: float) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import math
 import time
@@ -40,6 +41,7 @@ from llmlb.router.gate import Gate, Place
 from llmlb.router.inbox import Inbox, Interrupted, Nobody, Reply
 from llmlb.router.journey import Attempt, Journey
 from llmlb.router.metrics import Metrics
+from llmlb.router.node_errors import by_node, unexpected
 from llmlb.router.prober import Prober
 from llmlb.router.proofs import Proofs
 from llmlb.router.recorder import Recorder
@@ -63,6 +65,9 @@ Event = Progress | Delta | Embedded | End
 
 # Worth another node. ModelUnknown: the node's list was older than its disk. OutOfMemory: another one may have more.
 _RETRY: tuple[type[LlmlbError], ...] = (NodeError, NodeBusy, ModelUnknown, OutOfMemory)
+
+
+_subject = functools.lru_cache(4096)(subjects.infer)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -106,7 +111,7 @@ class Dispatcher:
         self._bus.on_up(self._bus_is_back)
         self._prober.start()
         self._recorder.start()
-        self._background.start(self._tick(), "tick")
+        self._background.forever(self._tick, "tick")
         self._open = True
 
     async def close(self) -> None:
@@ -146,7 +151,8 @@ class Dispatcher:
         journey = Journey(request, call or Call(), self.gateway_id)
         self.metrics.request_began(request.model)
         try:
-            await self._check(journey)
+            if not (self._open and self._bus.connected and self._loads.has(request.model)):
+                await self._check(journey)
             while True:
                 place = await self._again(journey) if journey.attempts else self._first(journey)
                 if place is None:
@@ -164,16 +170,14 @@ class Dispatcher:
                     return
                 except _RETRY as error:
                     failure = self._broken(attempt, error)
-                except (asyncio.CancelledError, GeneratorExit):
-                    self._loads.abandoned(attempt.node_id, attempt.name, attempt.began)
-                    raise
                 finally:
                     self._ended(attempt)
                     if not attempt.over:
                         await self._cancel(journey, attempt)
                 self._after(journey, attempt, failure)
-        except LlmlbError as error:
-            journey.status, journey.failure = "error", error
+        except Exception as error:  # whatever it is, it is raised again: the record says that it was an error
+            journey.status = "error"
+            journey.failure = error if isinstance(error, LlmlbError) else unexpected(error)
             raise
         finally:
             self._finished(journey)
@@ -224,7 +228,7 @@ class Dispatcher:
                     seq=0,
                     phase="queued",
                     done=position,
-                    total=self.gate.queue.waiting(model),
+                    total=self.gate.waiting(model),
                     wait_s=wait_s,
                 )
             place = self.gate.taken(ticket)
@@ -309,10 +313,11 @@ class Dispatcher:
         ):
             raise self._final(error)
 
-    @staticmethod
-    def _final(error: LlmlbError) -> LlmlbError:
+    def _final(self, error: LlmlbError) -> LlmlbError:
         if isinstance(error, NodeBusy):
-            return QueueFull("every slot is taken and the waiting places are full; try again shortly")
+            full = QueueFull("every slot is taken and the waiting places are full; try again shortly")
+            full.retry_after_s = self.gate.queue.retry_after_s()
+            return full
         return error
 
     # One attempt
@@ -337,7 +342,7 @@ class Dispatcher:
         attempt.number = sent.attempt
         journey.attempts.append(attempt)
         reply = self._replies.subject(attempt.stream)
-        await self._bulk.publish(subjects.infer(attempt.node_id), sent, reply=reply)
+        await self._bulk.publish(_subject(attempt.node_id), sent, reply=reply)
         attempt.inbox.heard_at = time.monotonic()  # a large one takes its time
 
     def _take(self, journey: Journey, attempt: _Attempt, event: Reply) -> Event | None:
@@ -347,7 +352,7 @@ class Dispatcher:
             error = event.error.exception()
             if isinstance(error, RequestError):
                 self._loads.succeeded(attempt.node_id, attempt.name)  # the request is at fault, and the node works
-            raise error
+            raise by_node(error, timed=journey.request.deadline_ms is not None)
         if isinstance(event, End):
             attempt.over = True
             self._succeeded(journey, attempt, event)
@@ -367,6 +372,8 @@ class Dispatcher:
         attempt.inbox.direct = None  # the journey has its attempts: a circle that only the collector would undo
         self._prober.unwatch(attempt.node_id, attempt.inbox)
         self._proofs.ended(attempt)
+        # A breaker's probe that brought neither success nor failure, which is told after this: the next one is it.
+        self._loads.abandoned(attempt.node_id, attempt.name, attempt.began)
         self._loads.ended(attempt.node_id, attempt.name)
 
     async def _cancel(self, journey: Journey, attempt: _Attempt) -> None:

@@ -90,7 +90,7 @@ class Fleet:
         with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
             await self._bus.client.flush(FLUSH_S)  # the bus knows of it; after an outage it is told again anyway
         self._began = time.monotonic()
-        self._background.start(self._tick(), "tick")
+        self._background.forever(self._tick, "tick")
 
     async def close(self) -> None:
         await self._background.close()

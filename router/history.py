@@ -125,9 +125,10 @@ class History:
                 level = logging.WARNING if self._bus.connected and not unread else logging.DEBUG
                 log.log(level, "request_stream_not_read error=%s detail=%s", error.message, error.detail)
                 self._due["look"], more, unread = 0.0, False, self._bus.connected
-            except Exception:  # the top of a task: a history that stopped would never be noticed
-                log.exception("history_failed")
+            except Exception as error:  # noqa: BLE001 - the top of a task, and logged there
+                # A history that stopped would never be noticed.
                 more = False
+                self._failed(error)
             if not more:
                 await asyncio.sleep(EVERY_S)
 
@@ -208,7 +209,7 @@ class History:
             _set_aside(self._path)
             store = RequestStore(self._path, busy_timeout_s=self._busy_timeout_s)
         self._opened = store
-        return store, store.position(), store.stored_since(since)
+        return store, *store.beginning(since)
 
     def _store_failed(self, error: sqlite3.Error | OSError) -> None:
         """Say it, once; go on without the database until it can be opened again."""
@@ -221,6 +222,13 @@ class History:
             self._writing.submit(_close, store)
             if isinstance(error, sqlite3.Error) and damaged(error):
                 self._writing.submit(_set_aside, self._path)
+
+    def _failed(self, error: Exception) -> None:
+        """What nobody foresaw, once with where it comes from; :attr:`up` is False until something is written again."""
+        problem = f"{type(error).__name__}: {error}"
+        if problem != self._problem:
+            self._problem = problem
+            log.exception("history_failed")
 
     def found_damaged(self, error: sqlite3.Error) -> None:
         """Somebody who read the database found it broken: it is set aside, and made anew from the stream."""

@@ -105,7 +105,7 @@ class HistoryProcess:
     # The child
 
     def start(self) -> None:
-        self._background.start(self._watch(), "watch")
+        self._background.forever(self._watch, "watch")
 
     async def close(self) -> None:
         """Let it finish what it writes, within CLOSE_S. Never raises."""

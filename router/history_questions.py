@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -44,17 +45,27 @@ class Questions:
     async def _ask(self, question: Callable[[], T]) -> T:
         if self._asked >= QUESTIONS_MAX:
             raise QueueFull("too many questions to the request history at the same time")
+        loop = asyncio.get_running_loop()
+        work = self._reading.submit(question)
         self._asked += 1
+        # Not when it is given up: its thread goes on.
+        work.add_done_callback(lambda _: self._in(loop, self._answered))
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._reading, question)
+            return await asyncio.wrap_future(work)
         except QueryTimeout:
             raise DeadlineExceeded("that takes too long; name a shorter time with since and until") from None
         except sqlite3.Error as error:
             if damaged(error):
                 self._on_damaged(error)
             raise HistoryDown("the request history can't be read at the moment", detail=str(error)) from error
-        finally:
-            self._asked -= 1
+
+    def _answered(self) -> None:
+        self._asked -= 1
+
+    @staticmethod
+    def _in(loop: asyncio.AbstractEventLoop, what: Callable[[], None]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(what)
 
     def close(self) -> None:
         """Questions that did not begin are given up."""

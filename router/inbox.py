@@ -33,13 +33,14 @@ class Inbox:
     It has no clock of its own: its owner calls :meth:`look` now and then, which is when silence is found out.
     """
 
-    __slots__ = ("_items", "_next_seq", "_reader", "direct", "heard_at")
+    __slots__ = ("_failed", "_items", "_next_seq", "_reader", "direct", "heard_at")
 
     def __init__(self) -> None:
         self._items: deque[Reply | LlmlbError] = deque()
         self._reader: asyncio.Future[None] | None = None
         """While the reader waits for the next reply."""
         self._next_seq = 0
+        self._failed = False
         self.direct: Callable[[Delta], bool] | None = None
         """Takes a piece of text while the reader waits and nothing is before it. False: it goes to the reader."""
         self.heard_at = time.monotonic()
@@ -48,6 +49,8 @@ class Inbox:
     def put(self, item: Accepted | Reply) -> None:
         """The next reply. A wrong number, or one more than fits, becomes a failure in its place."""
         self.heard_at = time.monotonic()
+        if self._failed:
+            return
         if item.seq != self._next_seq:
             self.fail(NodeLost(f"a gap in the answer: number {item.seq} after {self._next_seq - 1}"))
             return
@@ -64,7 +67,10 @@ class Inbox:
         self._wake()
 
     def fail(self, error: LlmlbError) -> None:
-        """Raise this after what is there already."""
+        """Raise this after what is there already. What comes after the first is not kept: nobody goes on reading."""
+        if self._failed:
+            return
+        self._failed = True
         self._items.append(error)
         self._wake()
 

@@ -51,7 +51,7 @@ class Live:
         await self.log.start()
         self._teller.start()
         self._hub.board.on_change.append(self._on_task)
-        self._background.start(self._run(), "rounds")
+        self._background.forever(self._run, "rounds")
 
     def end_clients(self) -> None:
         """Tell every client that this gateway ends."""

@@ -81,7 +81,7 @@ class EventLog:
         """Read what is there within 3 s, or behind it; then follow."""
         self._bus.on_up(self._back_again)
         self._poke.set()
-        self._background.start(self._run(), "follow")
+        self._background.forever(self._run, "follow")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FIRST_READ_S):
                 await self._read.wait()

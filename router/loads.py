@@ -50,6 +50,13 @@ class _Asked:
     names: dict[str, str] = field(default_factory=dict)
     """The model's name on each node."""
     used_at: float = 0.0
+    own_name: str | None = None
+    """The name that it has on every node; None: they do not agree, or there are none."""
+
+    def agree(self) -> None:
+        """``names`` is another one now."""
+        names = set(self.names.values())
+        self.own_name = names.pop() if len(names) == 1 else None
 
 
 class Loads:
@@ -101,7 +108,8 @@ class Loads:
         if self._nodes.pop(node_id, None) is not None:
             for asked in self._asked.values():
                 asked.table.drop(node_id)
-                asked.names.pop(node_id, None)
+                if asked.names.pop(node_id, None) is not None:
+                    asked.agree()
             self.breakers.forget(node_id)
             self.on_cold(node_id)
 
@@ -114,9 +122,12 @@ class Loads:
         name = known.names.get(asked_name)
         if name is None or name not in known.models:
             asked.table.drop(node_id)
-            asked.names.pop(node_id, None)
+            if asked.names.pop(node_id, None) is not None:
+                asked.agree()
             return
-        asked.names[node_id] = name
+        if asked.names.get(node_id) != name:
+            asked.names[node_id] = name
+            asked.agree()
         asked.table.put(node_id, self._row(node_id, known, name))
         if known.usable:
             self.on_room(asked_name)
@@ -165,11 +176,17 @@ class Loads:
         asked = self._table(model)
         if asked is None:
             return None
-        for node_id, name in self._troubled:
-            if asked.names.get(node_id) == name:
-                asked.table.put(node_id, self._row(node_id, self._nodes[node_id], name))
+        if self._troubled:
+            for node_id, name in self._troubled:
+                if asked.names.get(node_id) == name:
+                    asked.table.put(node_id, self._row(node_id, self._nodes[node_id], name))
         found = place(asked.table, ask)
         return None if found is None else (found, asked.names[found.node_id])
+
+    def line(self, model: str) -> str:
+        """Where a request for this name waits: with those that ask for the same model by another name."""
+        asked = self._asked.get(model)
+        return model if asked is None else asked.own_name or model
 
     def has(self, model: str) -> bool:
         """Whether any node has it, usable or not."""
@@ -208,7 +225,8 @@ class Loads:
         known = self._nodes.get(node_id)
         if known is None:
             return
-        own = known.own[name] = max(0, known.own.get(name, 0) + change)
+        own = known.own.get(name, 0) + change
+        known.own[name] = own = own if own > 0 else 0
         if change > 0 and own > known.peak.get(name, 0):
             known.peak[name] = own
         for asked_name, asked in self._asked.items():

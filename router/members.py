@@ -79,7 +79,7 @@ class Members:
         await self._announcer.start()
         await self.tokens.start()
         await self._mirror.start()
-        self._background.start(self._write_dirty(), "write")
+        self._background.forever(self._write_dirty, "write")
 
     async def close(self) -> None:
         # A cancellation can get lost in nats-py (see Background.close): the loop looks for itself.
@@ -205,6 +205,8 @@ class Members:
     async def _write_dirty(self) -> None:
         """Write what is marked, some at a time; what fails is tried again until it works."""
         said = ""
+        if self._dirty:
+            self._wake.set()  # this may be begun again, in the middle of them
         while not self._closing:
             await self._wake.wait()
             self._wake.clear()

@@ -170,7 +170,7 @@ class Metrics:
 
     def request_ended(self, record: Ended) -> None:
         """It is over, however it ended."""
-        left = self._running[record.model] - 1
+        left = self._running.get(record.model, 0) - 1
         if left > 0:
             self._running[record.model] = left
         else:

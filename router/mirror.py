@@ -13,7 +13,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import random
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,6 +23,7 @@ import nats.errors
 import nats.js.errors
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
+from nats.js.api import RawStreamMsg
 from nats.js.kv import KV_OP, KeyValue
 
 from llmlb.bus.buckets import changes_of, open_bucket
@@ -34,7 +37,11 @@ FIRST_READ_S = 3.0
 READ_S = 10.0
 RETRY_S = 2.0
 RESYNC_S = 30.0
-"""Everything is read anew so often, in case a change was not heard."""
+"""It is looked so often whether a change was not heard; what changed since the last look is read."""
+WHOLE_S = 600.0
+"""Everything is read anew so often, and after each reconnection: a bus may lose, with its disk, what it had said."""
+CHANGES_MOST = 64
+"""More than so many changes are not read one by one."""
 AT_ONCE = 32
 """Keys read at the same time."""
 EDIT_TRIES = 50
@@ -55,6 +62,11 @@ class _Entry:
     revision: int
 
 
+def _entry(msg: RawStreamMsg) -> _Entry:
+    deleted = bool(msg.headers and msg.headers.get(KV_OP) in ("DEL", "PURGE"))
+    return _Entry(None if deleted else msg.data or b"", msg.seq or 0)
+
+
 class Mirror:
     """:meth:`start` once the bus is up. ``on_change(key, value)`` is called with each new value, None for deleted."""
 
@@ -69,6 +81,11 @@ class Mirror:
         """Keys whose change was heard, and the newest value heard; looked up soon. As many as there are keys."""
         self._made = ""
         """When the bucket was made: tells it from one that was made anew."""
+        self._seen: int | None = None
+        """Number of the last change of the bucket that is known of here; None: everything has to be read."""
+        self._whole_at = -math.inf
+        self._ups = 0
+        """How often the connection came back."""
         self._stale = True
         self.loaded = False
         """True once everything was read."""
@@ -88,7 +105,7 @@ class Mirror:
         except (LlmlbError, TimeoutError) as error:
             self._say(error)
         self._bus.on_up(self._back_again)
-        self._background.start(self._run(), "run")
+        self._background.forever(self._run, "run")
 
     async def close(self) -> None:
         # A cancellation can get lost in nats-py (see Background.close): the loop looks for itself.
@@ -107,7 +124,8 @@ class Mirror:
     # Following
 
     async def _back_again(self) -> None:
-        self._stale = True
+        self._stale, self._seen = True, None
+        self._ups += 1
         self._poke.set()
 
     async def _on_message(self, msg: Msg) -> None:
@@ -159,17 +177,47 @@ class Mirror:
     async def _load(self) -> None:
         """Make the bucket if it is missing, and read all of it. Raises LlmlbError."""
         async with self._loading:
+            ups, before = self._ups, self._seen
+            self._seen = None  # until this has worked
             try:
                 if self._subscription is None:
                     self._subscription = await self._bus.subscribe(
                         changes_of(self._bucket, self._keys), self._on_message
                     )
-                await self._read_all()
+                found = None if before is None else await self._read_changes(before)
+                if found is None:
+                    found = await self._read_all()
             except _ERRORS as error:
                 raise map_nats_error(error) from error
-            self._stale, self.loaded = False, True
+            if ups == self._ups:
+                self._seen = found
+            self._stale, self.loaded = self._seen is None, True
 
-    async def _read_all(self) -> None:
+    async def _read_changes(self, seen: int) -> int | None:
+        """Read what changed after ``seen``: mostly one question, and nothing. None: everything has to be read."""
+        if time.monotonic() - self._whole_at >= WHOLE_S:
+            return None
+        js, stream = self._bus.client.jetstream(), f"KV_{self._bucket}"
+        async with asyncio.timeout(READ_S):
+            try:
+                info = await js.stream_info(stream)
+                last = info.state.last_seq
+                if str(info.created) != self._made or not seen <= last <= seen + CHANGES_MOST:
+                    return None
+                while seen < last:
+                    msg = await js.get_msg(
+                        stream, seq=seen + 1, subject=changes_of(self._bucket, self._keys), next=True
+                    )
+                    self._set((msg.subject or "").removeprefix(self._prefix), _entry(msg))
+                    seen = msg.seq or last
+            except nats.js.errors.NotFoundError as error:
+                if error.err_code == NO_STREAM:
+                    return None
+                seen = last  # the rest was of other keys
+        return seen
+
+    async def _read_all(self) -> int:
+        """Everything; the number of the last change that it has for sure."""
         client, replicas = self._bus.client, self._bus.settings.bus_replicas
         async with asyncio.timeout(READ_S):
             self._kv = await open_bucket(client, self._bucket, replicas=replicas)
@@ -187,6 +235,9 @@ class Mirror:
                     self._set(key, entry)
         for key in set(self._entries) - set(keys):
             await self._restore(key)
+        # Not all gateways at the same time, though a bus that came back is a beginning that all have in common.
+        self._whole_at = time.monotonic() - random.uniform(0, WHOLE_S / 3)
+        return info.state.last_seq
 
     async def _restore(self, key: str) -> None:
         """Put back what the bucket lost, unless somebody wrote that key meanwhile."""
@@ -219,8 +270,7 @@ class Mirror:
             return _Entry(None, 0)
         except _ERRORS as error:
             raise map_nats_error(error) from error
-        deleted = bool(msg.headers and msg.headers.get(KV_OP) in ("DEL", "PURGE"))
-        return _Entry(None if deleted else msg.data or b"", msg.seq or 0)
+        return _entry(msg)
 
     async def _write(self, key: str, value: bytes | None, revision: int) -> None:
         """Raises Conflict when the key is not at ``revision`` any more, LlmlbError."""
@@ -269,7 +319,7 @@ class Mirror:
                 # The bucket may have gone with the bus's store: made anew, once.
                 if reopened or not self._bus.connected or not self._is_bus(error):
                     raise
-                reopened = True
+                reopened, self._seen = True, None
                 await self._load()
         raise Conflict(f"the key {key} is written by others all the time")
 

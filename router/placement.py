@@ -22,7 +22,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from functools import lru_cache
+from types import MappingProxyType
+from typing import NamedTuple
 
 from llmlb.router.table import ASSUMED_SLOTS, TRIALS, Row, State, Table
 from llmlb.router.table_costs import DECODE_SHARE, PREFILL_SHARE
@@ -31,17 +33,17 @@ __all__ = ["ASSUMED_SLOTS", "TRIALS", "Ask", "Placement", "Row", "State", "Table
 
 ALIKE = 0.75
 """Nodes whose costs differ by less than this share of what one request more costs take turns."""
+NOTHING: Mapping[str, int] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(NamedTuple):
     """What placement needs to know of a request."""
 
     prompt_tokens: int
     """An estimate will do."""
     max_tokens: int
     """Limit of the answer; 0: unknown."""
-    warm: Mapping[str, int] = field(default_factory=dict)
+    warm: Mapping[str, int] = NOTHING
     """Tokens of this prompt that nodes have in their cache; a few nodes at most."""
     exclude: frozenset[str] = frozenset()
     """Nodes that must not have it."""
@@ -50,8 +52,7 @@ class Ask:
     free slot is taken instead of waiting for a fast one, and the sooner the model is loaded on one more node."""
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
+class Placement(NamedTuple):
     """The decision, and why."""
 
     node_id: str
@@ -94,11 +95,11 @@ def _place_few(table: Table, ask: Ask, costs: list[float], answer: float) -> Pla
     least = min(costs)
     if least == math.inf:
         return None
-    limit = least + ALIKE * _one_more(table, max(1, ask.prompt_tokens), answer)
-    best, first = -1, 0
+    limit = least + ALIKE * _one_more(table, ask.prompt_tokens or 1, answer)
+    best, first, entries = -1, 0, table.entries
     for index, cost in enumerate(costs):
-        if cost <= limit and (best < 0 or table.entry(index).turn < first):
-            best, first = index, table.entry(index).turn
+        if cost <= limit and (best < 0 or entries[index].turn < first):
+            best, first = index, entries[index].turn
     return _placement(table, ask, best, costs[best])
 
 
@@ -117,11 +118,20 @@ def _placement(table: Table, ask: Ask, index: int, cost_s: float) -> Placement:
     entry = table.entry(index)
     running, slots = entry.running, entry.slots
     state = "loaded" if entry.row.state == "ready" else entry.row.state
-    text = f"{state}, {min(running, slots)} of {slots} slots busy"
-    if running > slots:
-        text += f", {running - slots} waiting"
+    text = _busy(state, running, slots)
     if ask.warm and entry.row.state == "ready" and (saved := _saved(ask.prompt_tokens, ask.warm.get(entry.node_id, 0))):
         text += f", warm {saved} of {ask.prompt_tokens} tokens"
     if entry.row.penalty_s >= 0.01:
         text += f", {entry.row.penalty_s:.1f} s for failures"
-    return Placement(entry.node_id, f"{text}, {cost_s:.2f} s", cost_s, running >= slots)
+    return Placement(entry.node_id, text + _seconds(round(cost_s * 100)), cost_s, running >= slots)
+
+
+@lru_cache(1024)
+def _busy(state: str, running: int, slots: int) -> str:
+    waiting = f", {running - slots} waiting" if running > slots else ""
+    return f"{state}, {min(running, slots)} of {slots} slots busy{waiting}"
+
+
+@lru_cache(1024)
+def _seconds(hundredths: int) -> str:
+    return f", {hundredths / 100:.2f} s"

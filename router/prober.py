@@ -40,14 +40,18 @@ class Prober:
         self._work = asyncio.Event()
 
     def start(self) -> None:
-        self._background.start(self._run(), "run")
+        self._background.forever(self._run, "run")
 
     async def close(self) -> None:
         await self._background.close()
 
     def watch(self, node_id: str, inbox: Inbox) -> None:
-        self._streams.setdefault(node_id, set()).add(inbox)
-        self._work.set()
+        streams = self._streams.get(node_id)
+        if streams is None:
+            self._streams[node_id] = {inbox}
+            self._work.set()
+        else:
+            streams.add(inbox)
 
     def unwatch(self, node_id: str, inbox: Inbox) -> None:
         streams = self._streams.get(node_id)

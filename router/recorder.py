@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 from collections import deque
 
@@ -25,9 +26,15 @@ WAITING_BYTES_MAX = 64 * 1024 * 1024
 """Records that wait while the bus is away. Beyond it new ones are dropped, as the oldest may be on their way."""
 BATCH = 200
 EVERY_S = 0.2
+SOON_BYTES = 1024 * 1024
+"""With so much waiting it goes out at once. Kept for EVERY_S, long bodies made the heap grow and shrink: 12 page faults
+a request, and what was to be sent had left the processor's caches."""
 RETRY_S = 1.0
 NOWHERE = "0" * 32
 """Stands for the node of a request that reached none."""
+
+
+_subject = functools.lru_cache(1024)(subjects.request_record)
 
 
 class Recorder:
@@ -39,6 +46,8 @@ class Recorder:
         """Subject and message of each."""
         self._bytes = 0
         self._there = asyncio.Event()
+        self._much = asyncio.Event()
+        """A batch waits, or SOON_BYTES."""
         self._background = Background("recorder")
         self.dropped = 0
         """How many were lost since the stream last took some."""
@@ -49,7 +58,7 @@ class Recorder:
         return self._bytes
 
     def start(self) -> None:
-        self._background.start(self._run(), "run")
+        self._background.forever(self._run, "run")
 
     def put(self, record: Record) -> None:
         try:
@@ -62,18 +71,29 @@ class Recorder:
             if self.dropped == 1:
                 log.warning("request_records_dropped waiting=%d bytes=%d", len(self._waiting), self._bytes)
             return
-        self._waiting.append((subjects.request_record(record.node_id or NOWHERE), data))
+        self._waiting.append((_subject(record.node_id or NOWHERE), data))
         self._bytes += len(data)
-        self._there.set()
+        if not self._there.is_set():
+            self._there.set()
+        if self._is_much():
+            self._much.set()
+
+    def _is_much(self) -> bool:
+        return self._bytes >= SOON_BYTES or len(self._waiting) >= BATCH
 
     async def _run(self) -> None:
         while True:
             await self._there.wait()
-            await asyncio.sleep(EVERY_S)
-            while self._waiting:
-                if not await self._send():
-                    await asyncio.sleep(RETRY_S)
-            self._there.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(EVERY_S):
+                    await self._much.wait()
+            if not await self._send():
+                await asyncio.sleep(RETRY_S)
+            # What came meanwhile waits for more: a batch costs what some records cost.
+            if not self._is_much():
+                self._much.clear()
+            if not self._waiting:
+                self._there.clear()
 
     async def _send(self) -> bool:
         """One batch. False: not confirmed; it stays."""
@@ -81,7 +101,8 @@ class Recorder:
         try:
             *others, last = batch
             for subject, data in others:
-                await self._bus.publish_bytes(subject, data)
+                if not self._bus.publish_now(subject, data):
+                    await self._bus.publish_bytes(subject, data)
             await self._bus.publish_bytes_stored(*last)
         except LlmlbError as error:
             log.debug("request_records_wait count=%d error=%s", len(self._waiting), error.message)
@@ -94,8 +115,8 @@ class Recorder:
 
     async def close(self) -> None:
         """Send what waits, if the bus takes it within 2 s. Never raises."""
+        await self._background.close()  # first: a batch that it was sending goes again, and is counted once
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(2.0):
                 while self._waiting and self._bus.connected and await self._send():
                     pass
-        await self._background.close()

@@ -2,7 +2,7 @@
 
 Bodies are searched as bytes and not parsed a second time: from one rare character to the next, which Python finds far
 faster than a regular expression does, and what stands there is then looked at closely. 64 KiB of prose take some
-0.1 ms, of code 1, of JSON 2.4; where :mod:`llmlb.router.secret_marks` knows the places, all of them some 0.03. A client
+0.1 ms, of code 1, of JSON 2.4; where :mod:`llmlb.router.secret_marks` knows the places, all of them some 0.02. A client
 that hides such things from itself (``\\u0064ata:`` for ``data:``) succeeds.
 """
 
@@ -95,7 +95,7 @@ marks = SecretMarks(
         (SCHEME, 3, re.escape(SCHEME), True),
         (DATA_URL, 5, re.escape(DATA_URL), True),
         (BASE64, 8, re.escape(BASE64), True),
-        (b":", 1, before_colon((*_NAMES, *(name for name, _ in _HEADERS))), False),
+        *((b":", 1, before_colon(name), False) for name in sorted({*_NAMES, *dict(_HEADERS)})),
     )
 )
 """All that the hints and :func:`_secret` find is among what these find: tests/unit/router/test_secret_marks.py."""
@@ -106,9 +106,10 @@ def kept_body(body: bytes) -> str:
     most = BODY_MAX + _MARGIN
     known = marks.find(body) if len(body) <= most else None
     if known is None or known[DATA_URL] or known[BASE64]:
-        if DATA_URL in body:
+        # Not "in", which first takes what is searched for in bytes for a number: 0.3 µs.
+        if body.find(DATA_URL) >= 0:
             body = _without(body, _data_urls(body, most), most)
-        if BASE64 in body:
+        if body.find(BASE64) >= 0:
             body = _without(body, _base64(body, most), most)
         body, known = body[:most], None
     return without_secrets(body, known)[:BODY_MAX].decode(errors="replace")
@@ -236,7 +237,7 @@ def _places(data: bytes, text: bytes) -> Iterator[int]:
 
 def _logins(data: bytes, schemes: Iterable[int]) -> Iterator[Span]:
     """``://name:password@``. No part of it holds the mark at its end, so that only the first mark may be that."""
-    if b"@" not in data:
+    if data.find(b"@") < 0:
         return
     mark = _Next(data, b"@")
     for begin in schemes:

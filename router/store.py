@@ -175,6 +175,15 @@ class RequestStore:
         row = self._db.execute("SELECT stream, sequence FROM history_position WHERE id = 1").fetchone()
         return Position("", 0) if row is None else Position(*row)
 
+    def beginning(self, moment: float) -> tuple[Position, list[float]]:
+        """The position and :meth:`stored_since`, both as of now: another router of this home may write in between."""
+        self._db.execute("BEGIN")
+        try:
+            return self.position(), self.stored_since(moment)
+        finally:
+            if self._db.in_transaction:  # an I/O error has ended it already
+                self._db.execute("ROLLBACK")
+
     def write(self, batch: Sequence[StoredMessage], position: Position) -> Written:
         """All of a batch and the position after it, or nothing of it."""
         rows = skipped = 0
@@ -188,7 +197,10 @@ class RequestStore:
                     except BadMessage as error:
                         skipped, problem = skipped + 1, error.message
                         continue
-                rows += self._insert(values, message)
+                try:
+                    rows += self._insert(values, message)
+                except (OverflowError, ValueError) as error:  # what SQLite can't hold, such as 2**63; nothing was done
+                    skipped, problem = skipped + 1, str(error)
             self._advance(position)
         return Written(rows, skipped, problem)
 

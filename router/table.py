@@ -116,7 +116,7 @@ class Table:
         """The most slots a row ever had."""
         self._seed = seed
         self._index: dict[str, int] = {}
-        self._entries: list[Entry] = []
+        self.entries: list[Entry] = []
         self._order: OrderedDict[str, None] = OrderedDict()
         """Node ids, the one that was not chosen for longest first."""
         self._left: dict[str, float] = {}
@@ -150,7 +150,7 @@ class Table:
         new = index is None
         if index is None:
             index = self._append(node_id, row)
-        entry = self._entries[index]
+        entry = self.entries[index]
         if not new and entry.row == row and entry.running == row.running:
             return
         entry.row, entry.running = row, max(0, row.running)
@@ -158,7 +158,7 @@ class Table:
         self.most_slots = max(self.most_slots, entry.slots)
         if _note(entry, row) or new:
             self._unweighed += 1
-            if self._unweighed >= max(1, len(self._entries) // 8):
+            if self._unweighed >= max(1, len(self.entries) // 8):
                 self._measure()
         self._weigh(index)
 
@@ -168,16 +168,16 @@ class Table:
         if index is None:
             return
         self._freshen()
-        self._account(self._entries[index], None)
+        self._account(self.entries[index], None)
         self._left.pop(node_id, None)
         del self._order[node_id]
-        last = self._entries.pop()
+        last = self.entries.pop()
         if last.node_id != node_id:
-            self._entries[index] = last
+            self.entries[index] = last
             self._index[last.node_id] = index
-            self._columns[:, index] = self._columns[:, len(self._entries)]
-            self._turns[index] = self._turns[len(self._entries)]
-        self._resize(len(self._entries))
+            self._columns[:, index] = self._columns[:, len(self.entries)]
+            self._turns[index] = self._turns[len(self.entries)]
+        self._resize(len(self.entries))
 
     def add(self, node_id: str, running: int) -> None:
         """So many requests more (or, negative, fewer) are on the node. More: it was chosen, and others' turn is next.
@@ -187,13 +187,16 @@ class Table:
         index = self._index.get(node_id)
         if index is None:
             return
-        entry = self._entries[index]
-        entry.running = max(0, entry.running + running)
+        entry = self.entries[index]
+        entry.running += running
+        if entry.running < 0:
+            entry.running = 0
         if running > 0:
             self._decisions += 1
             self.turn[index] = entry.turn = entry.chosen_at = self._decisions
             self._order.move_to_end(node_id)
-            entry.tries = min(TRIALS, entry.tries + 1)
+            if entry.tries < TRIALS:
+                entry.tries += 1
             entry.forgotten = False
         if entry.steady is None:
             self._weigh(index)
@@ -210,11 +213,11 @@ class Table:
     # What is asked
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self.entries)
 
     def rows(self) -> dict[str, Row]:
         """All rows with what runs there now; for tests and for debugging."""
-        return {entry.node_id: replace(entry.row, running=entry.running) for entry in self._entries}
+        return {entry.node_id: replace(entry.row, running=entry.running) for entry in self.entries}
 
     def free(self) -> int:
         """Slots that a request could have at once, over all nodes that can be chosen; those of loading nodes count.
@@ -225,7 +228,7 @@ class Table:
         if self._open:
             return self._free
         cold = np.flatnonzero(self.cold)
-        return max((self._entries[index].slots for index in cold.tolist()), default=0)
+        return max((self.entries[index].slots for index in cold.tolist()), default=0)
 
     def find(self, node_id: str) -> int | None:
         """The index of a node's row."""
@@ -234,11 +237,11 @@ class Table:
     def warm(self, node_id: str) -> int | None:
         """The index of a node's row if it has the model in memory, and so may have a cache."""
         index = self._index.get(node_id)
-        return index if index is not None and self._entries[index].row.state == "ready" else None
+        return index if index is not None and self.entries[index].row.state == "ready" else None
 
     def entry(self, index: int) -> Entry:
         """The row at an index and what goes with it."""
-        return self._entries[index]
+        return self.entries[index]
 
     def weighed(self, prompt: float, answer: float, queued: int) -> Column:
         """Seconds that a request would cost on each node; inf where it can't go. Valid until the next call.
@@ -263,7 +266,7 @@ class Table:
 
     def few(self, prompt: float, answer: float, queued: int) -> list[float] | None:
         """As :meth:`weighed`, without numpy: faster up to FEW nodes. None: there are more, or a wait or load counts."""
-        entries = self._entries
+        entries = self.entries
         if len(entries) > FEW or queued > 0 or self._left:
             return None
         return [entry.prefill_s * prompt + entry.decode_s * answer + entry.fixed_s for entry in entries]
@@ -273,27 +276,27 @@ class Table:
     def _freshen(self) -> None:
         """Bring the columns up to date."""
         for index in self._stale:
-            entry = self._entries[index]
+            entry = self.entries[index]
             self.fixed_s[index], self.prefill_s[index] = entry.fixed_s, entry.prefill_s
             self.decode_s[index] = entry.decode_s
             self.full[index] = 0.0 if entry.slots > entry.running else 1.0
         self._stale.clear()
 
     def _append(self, node_id: str, row: Row) -> int:
-        index = len(self._entries)
+        index = len(self.entries)
         self._resize(index + 1)
         self._index[node_id] = index
-        self._entries.append(Entry(node_id, row, chosen_at=self._decisions))
+        self.entries.append(Entry(node_id, row, chosen_at=self._decisions))
         self._order[node_id] = None
         # Before all that were ever chosen, and among themselves in an order that does not depend on who came first.
         digest = hashlib.blake2b(f"{self._seed} {node_id}".encode(), digest_size=7).digest()
-        self.turn[index] = self._entries[index].turn = -1 - int.from_bytes(digest, "big")
+        self.turn[index] = self.entries[index].turn = -1 - int.from_bytes(digest, "big")
         return index
 
     def _measure(self) -> None:
         """Typical values anew; what is weighed by them, too, when they moved."""
         self._unweighed = 0
-        entries = self._entries
+        entries = self.entries
         if self.costs.measured(
             (entry.prefill_tps for entry in entries if entry.prefill_tps is not None),
             (entry.decode_tps for entry in entries if entry.decode_tps is not None),
@@ -304,13 +307,13 @@ class Table:
                     self._weigh(index)
 
     def _weigh_all(self) -> None:
-        for index in range(len(self._entries)):
+        for index in range(len(self.entries)):
             self._weigh(index)
 
     def _remember_the_forgotten(self) -> None:
         node_id = next(iter(self._order))
-        entry = self._entries[self._index[node_id]]
-        if self._decisions - entry.chosen_at >= FORGOTTEN_AFTER * len(self._entries):
+        entry = self.entries[self._index[node_id]]
+        if self._decisions - entry.chosen_at >= FORGOTTEN_AFTER * len(self.entries):
             entry.forgotten = True
             entry.chosen_at = self._decisions
             self._order.move_to_end(node_id)
@@ -327,10 +330,10 @@ class Table:
         weights = self.costs.busy(entry.running, entry.slots, speeds, extra_s, service_s)
         entry.fixed_s, entry.prefill_s, entry.decode_s = weights
         self._stale.add(index)
-        self._account(entry, max(0, entry.slots - entry.running))
+        self._account(entry, entry.slots - entry.running if entry.slots > entry.running else 0)
 
     def _weigh(self, index: int) -> None:
-        entry = self._entries[index]
+        entry = self.entries[index]
         row = entry.row
         entry.steady = None
         # Cold by its last word, but a request is on its way to it: then it loads, or will at once.

@@ -10,6 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 P = TypeVar("P", bound="Part")
 
+_set = object.__setattr__
+"""Parts are frozen for everybody else."""
+
 
 class Part(BaseModel):
     """A piece of a message that never travels alone. Frozen; unknown fields of a newer version are ignored."""
@@ -20,10 +23,10 @@ class Part(BaseModel):
 def changed(part: P, **fields: Any) -> P:
     """A copy with other values for these fields, which are not validated. As ``model_copy``, at a fifth of its cost."""
     twin = type(part).__new__(type(part))
-    object.__setattr__(twin, "__dict__", {**part.__dict__, **fields})
-    object.__setattr__(twin, "__pydantic_fields_set__", {*part.__pydantic_fields_set__, *fields})
-    object.__setattr__(twin, "__pydantic_extra__", None)
-    object.__setattr__(twin, "__pydantic_private__", None)
+    _set(twin, "__dict__", {**part.__dict__, **fields})
+    _set(twin, "__pydantic_fields_set__", {*part.__pydantic_fields_set__, *fields})
+    _set(twin, "__pydantic_extra__", None)
+    _set(twin, "__pydantic_private__", None)
     return twin
 
 
@@ -34,10 +37,10 @@ def made(cls: type[P], fields: dict[str, Any]) -> P:
     becomes the object's own. Every field without a plain default is to be among them.
     """
     twin = cls.__new__(cls)
-    object.__setattr__(twin, "__dict__", {**_defaults(cls), **fields})
-    object.__setattr__(twin, "__pydantic_fields_set__", set(fields))
-    object.__setattr__(twin, "__pydantic_extra__", None)
-    object.__setattr__(twin, "__pydantic_private__", None)
+    _set(twin, "__dict__", {**_defaults(cls), **fields})
+    _set(twin, "__pydantic_fields_set__", {*fields})
+    _set(twin, "__pydantic_extra__", None)
+    _set(twin, "__pydantic_private__", None)
     return twin
 
 

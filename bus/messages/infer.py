@@ -141,13 +141,19 @@ class CancelRequest(Message):
     attempt: int | None = Field(default=None, ge=0, description="the attempt to end; None: any")
 
 
+TOKENS_MAX = 2**53
+"""More is no count of tokens: a double does not hold it, nor, a little later, a database."""
+
+
 class Usage(Part):
     """Tokens really used."""
 
-    prompt_tokens: int = Field(ge=0, description="tokens of the rendered prompt")
-    completion_tokens: int = Field(ge=0, description="tokens sampled, the end-of-turn token and thinking included")
-    reasoning_tokens: int = Field(default=0, ge=0, description="of those, tokens of thinking")
-    cached_tokens: int = Field(default=0, ge=0, description="prompt tokens whose prefill was skipped")
+    prompt_tokens: int = Field(ge=0, le=TOKENS_MAX, description="tokens of the rendered prompt")
+    completion_tokens: int = Field(
+        ge=0, le=TOKENS_MAX, description="tokens sampled, the end-of-turn token and thinking included"
+    )
+    reasoning_tokens: int = Field(default=0, ge=0, le=TOKENS_MAX, description="of those, tokens of thinking")
+    cached_tokens: int = Field(default=0, ge=0, le=TOKENS_MAX, description="prompt tokens whose prefill was skipped")
 
 
 class Timings(Part):

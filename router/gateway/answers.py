@@ -223,9 +223,11 @@ async def _respond_one(
     """As :func:`respond_whole` for one choice, which most requests want: nothing to merge."""
     answer = Answer()
     direct.piece = answer.take
-    async with contextlib.aclosing(events):
+    try:
         async for event in events:
             answer.add(event)
+    finally:
+        await events.aclose()
     if answer.end is None:
         raise LlmlbError("the answer has no end")
     if before_end is not None:

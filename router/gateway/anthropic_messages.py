@@ -104,7 +104,7 @@ class _Reader:
         if source.get("type") != "base64":
             raise InvalidRequest("an image's source must be of type base64 or url", param=where)
         media_type = source.get("media_type")
-        if media_type not in MEDIA_TYPES:
+        if not isinstance(media_type, str) or media_type not in MEDIA_TYPES:
             raise InvalidRequest(f"must be one of {', '.join(sorted(MEDIA_TYPES))}", param=f"{where}.media_type")
         return image_part(f"data:{media_type};base64,{_text(source, 'data', where)}", where, self.images)
 

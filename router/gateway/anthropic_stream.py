@@ -5,10 +5,11 @@ Source: Anthropic's API reference, "Messages" and "Streaming messages".
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Sequence
 from typing import Any
+
+import orjson
 
 from llmlb.bus.errors import LlmlbError
 from llmlb.bus.messages.infer import Delta, End, Progress, Usage
@@ -139,10 +140,14 @@ def _template(block: Block) -> sse.ChunkTemplate:
 
 
 def _input(text: str) -> dict[str, Any]:
-    """Arguments as an object. A tool without parameters may be called with nothing."""
+    """Arguments as an object. A tool without parameters may be called with nothing.
+
+    What could be read and not be written again, as what is nested too deep, must not cost the answer.
+    """
     try:
-        value = json.loads(text or "{}")
-    except (ValueError, RecursionError):
+        value = orjson.loads(text or "{}")
+        orjson.dumps([[[[[[value]]]]]])  # as deep as it lies in the answer
+    except (ValueError, TypeError, RecursionError):
         value = None
     return value if isinstance(value, dict) else {UNREADABLE: text}
 

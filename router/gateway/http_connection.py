@@ -47,6 +47,32 @@ class Patience:
     """0: no limit."""
 
 
+class _Arrival:
+    """That bytes came: as asyncio.Event for the one task of a connection, without its list of who waits."""
+
+    __slots__ = ("_is_set", "_loop", "_waiting")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._is_set = False
+        self._waiting: asyncio.Future[None] | None = None
+
+    def set(self) -> None:
+        self._is_set = True
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+
+    def clear(self) -> None:
+        self._is_set = False
+
+    def wait(self) -> asyncio.Future[None]:
+        """To be awaited at once."""
+        self._waiting = waiting = self._loop.create_future()
+        if self._is_set:
+            waiting.set_result(None)
+        return waiting
+
+
 class Connection(WebSocketProtocol):
     """Sanic's protocol, with the rules of this module.
 
@@ -57,7 +83,8 @@ class Connection(WebSocketProtocol):
     # Sanic's metaclass leaves no room for others.
     __slots__ = (
         *("body_held", "eof", "linger", "patience"),
-        *("_began", "_body_began", "_body_bytes", "_direct", "_dropped", "_first", "_sink", "_sink_left", "_timer"),
+        *("_began", "_body_began", "_body_bytes", "_buffer_max", "_direct", "_dropped", "_first", "_sink"),
+        *("_sink_left", "_timer"),
     )
     _http: StrictHttp | None
     recv_buffer: bytearray
@@ -66,6 +93,8 @@ class Connection(WebSocketProtocol):
         super().__init__(*args, **kwargs)
         self.patience: Patience = self.app.ctx.patience
         self.request_handler = self.app.ctx.short_way.handle
+        self._data_received: Any = _Arrival(self.loop)
+        self._buffer_max: int = self.app.config.REQUEST_BUFFER_SIZE
         self.body_held = Held(self.app.ctx.body_budget)
         self.eof = False
         """The client sends no more."""
@@ -147,6 +176,15 @@ class Connection(WebSocketProtocol):
             raise RequestCancelled
         self.transport.write(data)
         self._time = time.monotonic()
+
+    def send_now(self, data: bytes) -> bool:
+        """As :meth:`send`, where it needs no waiting. False: nothing was written."""
+        transport = self.transport
+        if transport is None or transport.is_closing() or not self._can_write.is_set():
+            return False
+        transport.write(data)
+        self._time = time.monotonic()
+        return True
 
     # Time
 
@@ -242,10 +280,16 @@ class Connection(WebSocketProtocol):
                 self.cut()
             return
         self._body_bytes += len(data)
-        if self._sink is None or not self._sink_left:  # no body is read, or it is whole and this is behind it
+        if self.websocket is not None:
             super().data_received(data)  # type: ignore[no-untyped-call]
             return
         self._time = time.monotonic()
+        if self._sink is None or not self._sink_left:  # no body is read, or it is whole and this is behind it
+            self.recv_buffer += data
+            if len(self.recv_buffer) >= self._buffer_max and self.transport is not None:
+                self.transport.pause_reading()
+            self._data_received.set()
+            return
         if len(data) > self._sink_left:
             self.recv_buffer += data[self._sink_left :]
             data = data[: self._sink_left]

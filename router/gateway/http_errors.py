@@ -163,7 +163,7 @@ def to_response(error: errors.LlmlbError, request: Request | None = None) -> HTT
     answer = answer_of(error)
     # These know when there is room again.
     retry_after_s = answer.retry_after_s
-    if isinstance(error, errors.RateLimited | errors.ModelDownloading | errors.HubUnavailable):
+    if isinstance(error, errors.QueueFull | errors.RateLimited | errors.ModelDownloading | errors.HubUnavailable):
         retry_after_s = error.retry_after_s
     headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
     if isinstance(error, errors.Unauthenticated):

@@ -57,6 +57,8 @@ class Head:
     keep_alive: bool
     expects: bool
     """The client waits for a "go on" before it sends the body."""
+    websocket: bool = False
+    """It wants to go on as one."""
 
 
 def read_head(raw: bytes) -> tuple[Head, int | None]:
@@ -102,7 +104,8 @@ def parse_head(raw: bytes) -> Head:
         headers.append(("host", authority))
     elif host is None and version == "1.1":
         raise HttpRefused(400, "the Host header is missing")
-    return Head(method, target, version, tuple(headers), length, keep_alive, expects)
+    websocket = next((value for name, value in headers if name == "upgrade"), "").lower() == "websocket"
+    return Head(method, target, version, tuple(headers), length, keep_alive, expects, websocket)
 
 
 def _framing(headers: list[tuple[str, str]], version: str) -> tuple[int | None, bool, bool, str | None]:

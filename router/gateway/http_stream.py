@@ -12,7 +12,6 @@ import io
 import re
 from typing import TYPE_CHECKING, Any
 
-from sanic.compat import Header
 from sanic.http import Http, Stage
 from sanic.http.http1 import HTTP_CONTINUE
 from sanic.response import BaseHTTPResponse
@@ -56,7 +55,7 @@ class StrictHttp(Http):
         """Read a head; make the request of it."""
         self.protocol.began()
         try:
-            head, length = read_head(await self._raw_head())
+            head, length = read_head(self._head_here() or await self._raw_head())
         except asyncio.CancelledError:
             if self.protocol.transport is None:
                 self.create_empty_request()  # Sanic logs it, and fails where there is none
@@ -66,21 +65,20 @@ class StrictHttp(Http):
         self.head_only = head.method == "HEAD"
         if length is not None and length > self.request_max_size:
             raise HttpRefused(413, self._too_large())
-        headers = Header(head.headers)
-        if length != head.length:
-            headers["content-length"] = str(length)
-        self.upgrade_websocket = headers.getone("upgrade", "").lower() == "websocket"
-        self.request = self.protocol.request_class(
+        self.upgrade_websocket = head.websocket
+        self.request = request = self.protocol.request_class(
             url_bytes=head.target.encode(),
-            headers=headers,
+            headers=head.headers,  # type: ignore[arg-type]  # it makes its own of it
             version=head.version,
             # HEAD is GET whose body is not sent: one set of routes and rules for both.
             method="GET" if self.head_only else head.method,
             transport=self.protocol.transport,  # type: ignore[arg-type]  # it is there: bytes came over it
             app=self.protocol.app,
         )
-        self.protocol.request_class._current.set(self.request)
-        self.request.stream = self
+        if length != head.length:
+            request.headers["content-length"] = str(length)
+        self.protocol.request_class._current.set(request)
+        request.stream = self
         self.head = head
         self._expect_body(head, length)
         self.protocol.state["requests_count"] += 1
@@ -89,6 +87,16 @@ class StrictHttp(Http):
         self.request_bytes_left = self.request_bytes = length or 0
         self.expecting_continue = head.expects
         self.request_body = "chunked" if length is None else length > 0 or None
+
+    def _head_here(self) -> bytes:
+        """As :meth:`_raw_head`, where it came as a whole; else nothing, and nothing is taken."""
+        buf = self.recv_buffer
+        end = buf.find(b"\r\n\r\n", 0, HEAD_MAX)
+        if end <= 0 or buf.startswith(b"\r\n"):
+            return b""
+        raw = bytes(buf[:end])
+        del buf[: end + 4]
+        return raw
 
     async def _raw_head(self) -> bytes:
         """The bytes of the next head, taken out of the buffer."""
@@ -132,6 +140,19 @@ class StrictHttp(Http):
         self.request_body = None
         self.request_bytes_left = 0
         self.protocol.body_ended()
+        return body
+
+    def body_here(self, limit: int) -> bytes | None:
+        """As :meth:`whole_body`, for one that has come already. None: it has not, or there is more to it."""
+        size = self.request_bytes_left
+        buf = self.recv_buffer
+        if self.request_body is not True or self.expecting_continue or size > len(buf) or size > limit:
+            return None
+        self.protocol.body_held.grow(size)
+        body = bytes(buf) if size == len(buf) else bytes(buf[:size])
+        del buf[:size]
+        self.request_body = None
+        self.request_bytes_left = 0
         return body
 
     async def _sized(self, length: int) -> bytes:
@@ -217,7 +238,8 @@ class StrictHttp(Http):
 
     async def answer(self, data: bytes) -> None:
         """The whole answer, head and body, as bytes. Raises RequestCancelled when the client is gone."""
-        await self._send(data)
+        if not self.protocol.send_now(data):
+            await self._send(data)
         self.response_func = None
         self.stage = Stage.IDLE
 
@@ -229,7 +251,9 @@ class StrictHttp(Http):
             response.status, response.content_type = 200, "text/event-stream"
             response.stream, self.response = self, response
         out = b"%b%x\r\n%b\r\n" % (head, len(data), data) if data else head
-        await self._send(out + b"0\r\n\r\n" if last else out)
+        out = out + b"0\r\n\r\n" if last else out
+        if not self.protocol.send_now(out):
+            await self._send(out)
         # Not before: until then the connection is not idle, and a probe must not come before the head.
         if last:
             self.response_func = None

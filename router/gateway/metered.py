@@ -9,6 +9,7 @@ import contextlib
 import time
 from collections.abc import AsyncGenerator
 
+from llmlb.bus.errors import RateLimited
 from llmlb.bus.messages.infer import Delta, Embedded, End, InferRequest, Progress
 from llmlb.router.call import Call
 from llmlb.router.gateway.ports import Inference
@@ -28,7 +29,7 @@ class Metered:
         """Streams under way of each call, by the call's identity."""
 
     def stream(self, request: InferRequest, call: Call | None = None) -> AsyncGenerator[Event, None]:
-        """As the dispatcher's. Raises what that does. Counting a prompt's tokens uses none."""
+        """As the dispatcher's. Raises what that does, and RateLimited. Counting a prompt's tokens uses none."""
         counted = call is not None and call.key and not request.count_only
         meter = self._directory.meter(call.key) if call is not None and counted else None
         if call is None or meter is None:
@@ -37,6 +38,8 @@ class Metered:
 
     async def _counted(self, request: InferRequest, call: Call, meter: Meter) -> AsyncGenerator[Event, None]:
         at = id(call)  # it lives as long as this does
+        if at not in self._running and (refused := meter.crowded(time.monotonic())) is not None:
+            raise RateLimited(refused)  # others came in since its head was looked at
         self._running[at] = self._running.get(at, 0) + 1
         meter.running += self._running[at] == 1
         try:

@@ -23,6 +23,7 @@ from prometheus_client.utils import floatToGoString
 
 from llmlb.bus.messages.router import NodeView
 from llmlb.router.gateway import metric_names as names
+from llmlb.router.gateway.metric_families import Merged, dumped, loaded
 from llmlb.router.gateway.metric_names import Family
 from llmlb.router.metrics import Histogram, Metrics, Series, Snapshot
 
@@ -55,6 +56,15 @@ class HistoryState(Protocol):
     def up(self) -> bool: ...
 
 
+class SiblingProcesses(Protocol):
+    """``llmlb.router.siblings.Siblings``."""
+
+    @property
+    def process(self) -> int: ...
+
+    async def others(self) -> list[tuple[int, bytes]]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class _Now:
     """Everything of one scrape."""
@@ -67,7 +77,10 @@ class _Now:
 
 
 class Exposition:
-    """The text of one gateway. ``breakers`` gives the state by (node, model); ``history`` is a router's."""
+    """The text of one gateway. ``breakers`` gives the state by (node, model); ``history`` is a router's.
+
+    ``siblings``: where several processes are one gateway, whichever is scraped gives the series of all of them.
+    """
 
     def __init__(
         self,
@@ -78,6 +91,7 @@ class Exposition:
         build: tuple[str, str],
         breakers: Callable[[], Mapping[tuple[str, str], str]] = dict,
         history: HistoryState | None = None,
+        siblings: SiblingProcesses | None = None,
     ) -> None:
         self._metrics = metrics
         self._bus = bus
@@ -85,12 +99,20 @@ class Exposition:
         self._build = build
         self._breakers = breakers
         self._history = history
+        self._siblings = siblings
         self._one_at_a_time = asyncio.Lock()
 
     async def render(self, accept: str) -> tuple[bytes, str]:
         """Body and content type for an Accept header: Prometheus text, or OpenMetrics where asked for."""
         async with self._one_at_a_time:
-            return await asyncio.to_thread(_text, self._now(), accept)
+            if self._siblings is None:
+                return await asyncio.to_thread(_text, self._now(), accept)
+            others = await self._siblings.others()
+            return await asyncio.to_thread(_text_of_all, self._now(), accept, self._siblings.process, others)
+
+    async def own(self) -> bytes:
+        """The families of this process alone, for another one of this gateway that is scraped."""
+        return await asyncio.to_thread(lambda now: dumped(_families(now)), self._now())
 
     def _now(self) -> _Now:
         plain: list[tuple[Family, float]] = [
@@ -111,9 +133,27 @@ def _text(now: _Now, accept: str) -> tuple[bytes, str]:
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Requests(now))
     ProcessCollector(registry=registry)
+    return _encoded(registry, [*_cluster(now), *_breaker_lines(now)], accept)
+
+
+def _text_of_all(now: _Now, accept: str, process: int, others: Sequence[tuple[int, bytes]]) -> tuple[bytes, str]:
+    registry = CollectorRegistry(auto_describe=False)
+    theirs = [(number, loaded(families)) for number, families in others]
+    registry.register(Merged([(process, _families(now)), *theirs]))
+    return _encoded(registry, _cluster(now), accept)
+
+
+def _families(now: _Now) -> Iterator[Metric]:
+    """All that another process of this gateway has otherwise."""
+    yield from _Requests(now).collect()
+    yield from ProcessCollector(registry=None).collect()
+    yield _gauge(names.BREAKER, [(pair, BREAKER_VALUES.get(state, 0)) for pair, state in _worst(now.breakers)])
+
+
+def _encoded(registry: CollectorRegistry, lines: Iterable[str], accept: str) -> tuple[bytes, str]:
     encode, content_type = choose_encoder(accept)
     body = encode(registry)
-    nodes = "".join(_cluster(now)).encode()
+    nodes = "".join(lines).encode()
     if body.endswith(_END):
         return body[: -len(_END)] + nodes + _END, content_type
     return body + nodes, content_type
@@ -184,7 +224,7 @@ def _series(series: Mapping[str, Series]) -> Iterator[Metric]:
 
 
 def _cluster(now: _Now) -> Iterator[str]:
-    """The lines of nodes, GPUs and breakers."""
+    """The lines of nodes and GPUs."""
     nodes = [(f'node="{view.node_id}",name="{_escaped(view.name)}"', view) for view in now.nodes]
     # Readings that are old are left out: an old value drawn as a new one is worse than a gap.
     gpus = [
@@ -204,7 +244,10 @@ def _cluster(now: _Now) -> Iterator[str]:
     yield from _lines(names.GPU_TOTAL, ((labels, gpu.memory_total_bytes) for labels, gpu in gpus))
     yield from _lines(names.GPU_TEMPERATURE, ((labels, gpu.temperature_c) for labels, gpu in gpus))
     yield from _lines(names.GPU_UTILIZATION, ((labels, _ratio(gpu.utilization_percent)) for labels, gpu in gpus))
-    yield from _lines(names.BREAKER, _breakers(now.breakers))
+
+
+def _breaker_lines(now: _Now) -> Iterator[str]:
+    return _lines(names.BREAKER, _breakers(now.breakers))
 
 
 def _lines(family: Family, values: Iterable[tuple[str, float | None]]) -> Iterator[str]:
@@ -216,9 +259,13 @@ def _lines(family: Family, values: Iterable[tuple[str, float | None]]) -> Iterat
 
 
 def _breakers(states: Mapping[tuple[str, str], str]) -> Iterator[tuple[str, float]]:
-    worst_first = sorted(states.items(), key=lambda item: (-BREAKER_VALUES.get(item[1], 0), item[0]))
-    for (node_id, model), state in worst_first[:BREAKERS_MAX]:
+    for (node_id, model), state in _worst(states):
         yield f'node="{_escaped(node_id)}",model="{_escaped(model)}"', BREAKER_VALUES.get(state, 0)
+
+
+def _worst(states: Mapping[tuple[str, str], str]) -> list[tuple[tuple[str, str], str]]:
+    """As many as are shown."""
+    return sorted(states.items(), key=lambda item: (-BREAKER_VALUES.get(item[1], 0), item[0]))[:BREAKERS_MAX]
 
 
 def _up(view: NodeView) -> int:

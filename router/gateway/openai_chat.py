@@ -20,6 +20,7 @@ from llmlb.router.gateway.calls import inner_id
 from llmlb.router.gateway.http_errors import body_of
 from llmlb.router.gateway.image_fetch import with_images
 from llmlb.router.gateway.openai_schema import ChatRequest, CompletionRequest, parse
+from llmlb.router.gateway.plain_chat import plain_chat
 from llmlb.router.ids import new_id
 
 routes = Blueprint("openai_chat")
@@ -239,8 +240,12 @@ async def chat_completions(request: Request) -> HTTPResponse | None:
 
     With `stream: true` as server-sent events.
     """
+    request_id, seed = inner_id(request), random.getrandbits(62)
+    if (plain := plain_chat(request.body, request_id, seed)) is not None:
+        inner, streamed = plain
+        return await respond(request, [inner], ChatShape(inner.model, usage=False), stream=streamed)
     body = parse(ChatRequest, request.body)
-    inner, images = body.request(inner_id(request), random.getrandbits(62))
+    inner, images = body.request(request_id, seed)
     if images:
         inner = await with_images(request.app.ctx.gateway.settings, inner, images)
     shape = ChatShape(body.model, usage=body.usage_wanted())

@@ -10,16 +10,8 @@ import json
 import time
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    StrictBool,
-    StrictFloat,
-    StrictInt,
-    StrictStr,
-    ValidationError,
-)
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, ValidationError
+from pydantic_core import from_json
 
 from llmlb.bus.errors import InvalidRequest
 from llmlb.bus.messages.base import made
@@ -33,6 +25,9 @@ MAX_TOOLS = 128
 MAX_MESSAGES = 16_384
 MAX_BIASES = 4096
 MAX_SHOWN = 200
+LONG_BYTES = 16 * 1024
+LONGEST_BYTES = 512 * 1024
+"""Of bodies that are made Python's first. Longer ones may hold millions of lists, which Python makes slowly."""
 
 
 Number = StrictFloat
@@ -92,7 +87,7 @@ class FormatBody(Body):
     json_schema: SchemaBody | None = Field(default=None, description="needed for `json_schema`")
 
 
-_NEVER_NONE = ("presence_penalty", "frequency_penalty", "repeat_penalty")
+NEVER_NONE = ("presence_penalty", "frequency_penalty", "repeat_penalty")
 """Fields of Sampling that hold a number even when the client gave none."""
 
 
@@ -140,20 +135,21 @@ class _Generate(Body):
 
     def sampling(self, seed: int | None = None) -> Sampling:
         """``seed``: where the client gave none. Raises InvalidRequest."""
+        given = self.__dict__  # asked by name, each costs a look for pydantic's own attributes
         fields: dict[str, Any] = {
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "top_k": self.top_k,
-            "min_p": self.min_p,
-            "presence_penalty": self.presence_penalty or 0.0,
-            "frequency_penalty": self.frequency_penalty or 0.0,
-            "repeat_penalty": self.repeat_penalty or 1.0,
-            "seed": seed if self.seed is None else self.seed,
+            "temperature": given["temperature"],
+            "top_p": given["top_p"],
+            "top_k": given["top_k"],
+            "min_p": given["min_p"],
+            "presence_penalty": given["presence_penalty"] or 0.0,
+            "frequency_penalty": given["frequency_penalty"] or 0.0,
+            "repeat_penalty": given["repeat_penalty"] or 1.0,
+            "seed": seed if given["seed"] is None else given["seed"],
             "max_tokens": self.limit(),
-            "stop": () if self.stop is None else self.stops(),
+            "stop": () if given["stop"] is None else self.stops(),
             "logprobs": self.alternatives(),
-            "logit_bias": () if self.logit_bias is None else self.biases(),
-            "unset": tuple(name for name in _NEVER_NONE if getattr(self, name) is None),
+            "logit_bias": () if given["logit_bias"] is None else self.biases(),
+            "unset": tuple([name for name in NEVER_NONE if given[name] is None]),
         }
         return made(Sampling, fields)
 
@@ -368,7 +364,8 @@ def parse(cls: type[B], body: bytes) -> B:
     if not body:
         raise InvalidRequest("the request body is empty; it must be a JSON object")
     try:
-        return cls.model_validate_json(body)
+        parsed = _long(cls, body) if LONG_BYTES <= len(body) <= LONGEST_BYTES else None
+        return cls.model_validate_json(body) if parsed is None else parsed
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         if first["type"] == "json_invalid":
@@ -381,6 +378,18 @@ def parse(cls: type[B], body: bytes) -> B:
         if not path:
             raise InvalidRequest("the request body must be a JSON object") from None
         raise InvalidRequest(f"{path}: {message}"[:MAX_SHOWN], param=path) from None
+
+
+def _long(cls: type[B], body: bytes) -> B | None:
+    """The same for a body with long texts. None: it is not good, for whatever reason.
+
+    It is the same parser, which makes Python's texts at once, where validating from bytes makes Rust's first: 14 µs in
+    place of 25 for an image of 100 KB, 24 in place of 30 for 64 KB of prose.
+    """
+    try:
+        return cls.__pydantic_validator__.validate_python(from_json(body, cache_strings="keys"))  # type: ignore[no-any-return]
+    except ValueError:
+        return None
 
 
 def _is_branch(part: int | str) -> bool:

@@ -30,6 +30,7 @@ class ShortWay:
 
     def __init__(self, app: Sanic[Any, Any]) -> None:
         self._app = app
+        self._body_max: int = app.config.REQUEST_MAX_SIZE
         self._routes: dict[bytes, Any] | None = None
 
     async def handle(self, request: GatewayRequest) -> None:
@@ -42,10 +43,13 @@ class ShortWay:
             return
         request.route = route
         try:
+            enter(request)
             if http.request_body:
-                await request.receive_body()
-            else:
-                enter(request)
+                body = http.body_here(self._body_max)
+                if body is None:
+                    await request.receive_body()
+                else:
+                    request.body = body
             request.ctx.short = http
             response = await route.handler(request)
             if response is not None:

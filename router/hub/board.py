@@ -57,7 +57,7 @@ class TaskBoard:
         self._bus.on_up(self._back_again)
         if not read:
             self._poke.set()
-        self._background.start(self._run(), "read")
+        self._background.forever(self._run, "read")
 
     async def close(self) -> None:
         await self._background.close()

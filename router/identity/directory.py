@@ -63,7 +63,7 @@ class Directory:
         await self.mirror.start()
         self._sharing.start()
         self.login_sharing.start()
-        self._background.start(self._write_used(), "used")
+        self._background.forever(self._write_used, "used")
 
     async def close(self) -> None:
         await self._sharing.close()

@@ -77,11 +77,17 @@ class Meter:
 
     def refusal(self, now: float) -> tuple[str, float] | None:
         """Why there is no room for another request, and seconds until there is; None: there is."""
-        if self._most is not None and self._running + self.elsewhere(now) >= self._most:
-            return f"this key may have {self._most} requests at the same time", 1.0
+        if (crowded := self.crowded(now)) is not None:
+            return crowded, 1.0
         for bucket, least, what in ((self._requests, 1.0, "requests"), (self._tokens, 1.0, "tokens")):
             if bucket is not None and (wait_s := bucket.wait_s(least, now)) > 0:
                 return f"this key may use {bucket.size} {what} a minute", wait_s
+        return None
+
+    def crowded(self, now: float) -> str | None:
+        """Why there is no room for another request at the same time; None: there is."""
+        if self._most is not None and self._running + self.elsewhere(now) >= self._most:
+            return f"this key may have {self._most} requests at the same time"
         return None
 
     def begin(self, now: float) -> None:

@@ -49,7 +49,7 @@ class LoginSharing:
         self._poke.set()
 
     def start(self) -> None:
-        self._background.start(self._run(), "run")
+        self._background.forever(self._run, "run")
 
     async def close(self) -> None:
         await self._background.close()

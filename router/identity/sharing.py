@@ -60,7 +60,7 @@ class Sharing:
 
     def start(self) -> None:
         self._bus.on_up(self._back_again)
-        self._background.start(self._run(), "run")
+        self._background.forever(self._run, "run")
 
     async def close(self) -> None:
         self._closing = True

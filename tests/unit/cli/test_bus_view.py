@@ -160,6 +160,12 @@ def test_a_message_of_a_newer_version_is_told_by_its_type() -> None:
     assert BusView().read("llmlb.v1.moon.risen", data).text == "moon.risen o/a"
 
 
+def test_the_question_whether_a_gateway_is_there_is_shown_where_probes_are() -> None:
+    seen = BusView().read("llmlb.v1.reply.gw.alive", b"")
+    assert (seen.kind, seen.text) == ("probe", "are you there?")
+    assert not Wanted().takes(seen)
+
+
 def test_what_another_machine_writes_cannot_move_the_cursor() -> None:
     subject, data, reply = request(model="evil\x1b[2J")
     seen = BusView().read(subject, data, reply)

@@ -205,6 +205,10 @@ def test_what_is_unknown_or_says_nothing_of_the_answer_is_ignored() -> None:
             "messages.0.content.0.source.media_type",
         ),
         (
+            {"messages": [user([{"type": "image", "source": {**IMAGE["source"], "media_type": {}}}])]},
+            "messages.0.content.0.source.media_type",
+        ),
+        (
             {"messages": [user([{"type": "image", "source": {**IMAGE["source"], "data": "%"}}])]},
             "messages.0.content.0.source",
         ),

@@ -160,6 +160,23 @@ async def test_arguments_that_were_cut_off_are_shown_as_what_they_are(rig: Rig) 
     assert message.content[0].input == {"INVALID_JSON": '{"x": "lo'}  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        ('{"n": 123456789012345678901234567890}', {"n": 123456789012345678901234567890.0}),
+        ('{"s": "\\ud83d"}', None),
+        ('{"n": 1e999}', None),
+        ('{"a": ' + "[" * 300 + "]" * 300 + "}", None),
+    ],
+    ids=["a large number", "half a surrogate", "infinity", "deeper than can be written"],
+)
+async def test_odd_arguments_do_not_cost_the_answer(rig: Rig, arguments: str, shown: Any) -> None:
+    call = delta(tool_calls=(ToolCallPiece(index=0, id="a", name="f", arguments=arguments),))
+    message = await whole(rig, delta("before"), call, end("tool_calls"))
+    assert message.content[0].text == "before"  # type: ignore[union-attr]
+    assert message.content[1].input == (shown or {"INVALID_JSON": arguments})  # type: ignore[union-attr]
+
+
 async def test_thinking_can_be_left_out(rig: Rig) -> None:
     omitted = {"thinking": {"type": "adaptive", "display": "omitted"}}
     message = await whole(rig, delta(reasoning="secret"), delta("x"), end(), **omitted)

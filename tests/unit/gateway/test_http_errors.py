@@ -36,6 +36,12 @@ def test_the_body_is_the_one_that_clients_expect() -> None:
     }
 
 
+def test_who_finds_the_queue_full_is_told_when_there_will_be_room() -> None:
+    full = errors.QueueFull("full")
+    full.retry_after_s = 17
+    assert handle_exception(None, full).headers["Retry-After"] == "17"
+
+
 def test_an_unexpected_exception_tells_nothing_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     response = handle_exception(None, RuntimeError("secret path /home/me"))
     assert response.status == 500

@@ -92,7 +92,7 @@ class Cluster:
 
     def _serve(self) -> None:
         while self._line:
-            found = chosen(self.table, replace(self._line[0], queued=len(self._line) - 1))
+            found = chosen(self.table, self._line[0]._replace(queued=len(self._line) - 1))
             if found.waits and self._gateway_queue:
                 return
             ask = self._line.popleft()

@@ -106,6 +106,24 @@ def test_a_second_router_of_the_home_never_takes_the_position_back(store: Reques
     second.close()
 
 
+def test_what_another_router_writes_while_one_opens_is_not_counted_twice(
+    store: RequestStore, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(store, record(), at=100.0)
+    second = RequestStore(path)
+    position = store.position
+
+    def slow() -> Position:
+        found = position()
+        put(second, record(), first=2, at=200.0)
+        return found
+
+    monkeypatch.setattr(store, "position", slow)
+    assert store.beginning(0.0) == (Position("s", 1), [100.0])
+    assert second.beginning(0.0) == (Position("s", 2), [200.0, 100.0])
+    second.close()
+
+
 def test_what_is_no_record_is_skipped_and_counted(store: RequestStore, path: Path) -> None:
     done = store.write(stored(b"not json", record(request_id="a"), b'{"type": "x"}'), Position("s", 3))
     assert (done.rows, done.skipped) == (1, 2)
@@ -324,3 +342,18 @@ def test_the_count_is_that_of_the_last_hour_to_ten_seconds(moments: list[float],
     least = sum(moment >= now - HourCount.SPAN_S for moment in moments)
     most = sum(moment >= now - HourCount.SPAN_S - HourCount.PIECE_S for moment in moments)
     assert least <= count.total() <= most
+
+
+@pytest.mark.parametrize(
+    "number", [2**63, 2**64 - 1, 2**70, -(2**70)], ids=["beyond SQLite", "beyond orjson's", "a double", "negative"]
+)
+def test_a_record_that_does_not_fit_is_skipped_and_the_others_of_its_batch_are_kept(
+    store: RequestStore, path: Path, number: int
+) -> None:
+    odd = stored(record(request_id="odd", bytes_in=12345))[0].data.replace(b"12345", str(number).encode())
+    usage = stored(record(request_id="usage"))[0].data.replace(b'"prompt_tokens":30', b'"prompt_tokens":%d' % number)
+    batch = stored(record(request_id="a"), odd, usage, record(request_id="b"))
+    written = store.write(batch, Position("s", 4))
+    assert (written.rows, written.skipped) == (2, 2)
+    assert store.position() == Position("s", 4)
+    assert ids(path) == ["b", "a"]

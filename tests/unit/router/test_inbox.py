@@ -67,3 +67,14 @@ async def test_a_piece_goes_the_direct_way_only_while_its_reader_waits_for_it() 
     await reader
     assert taken == [2]
     assert (await inbox.get()).seq == 4
+
+
+async def test_after_a_failure_nothing_more_is_kept() -> None:
+    inbox = Inbox()
+    inbox.put(ACCEPTED)
+    for _ in range(1000):
+        inbox.put(Delta(request_id="r", seq=7, text="after a gap"))
+    inbox.fail(EngineStalled("later"))
+    assert len(inbox._items) == 1
+    with pytest.raises(NodeLost, match="gap"):
+        await inbox.get()

@@ -67,8 +67,8 @@ def test_a_cold_node_is_woken_when_the_wait_for_the_loaded_one_is_longer_than_th
 
 def test_a_cold_node_is_woken_when_the_queue_at_the_gateway_is_longer_than_the_load() -> None:
     nodes = table(cold=cold(load_s=8.0), warm=ready(4, decode=10.0))
-    assert chosen(nodes, replace(ASK, queued=1)).node_id == "warm"
-    found = chosen(nodes, replace(ASK, queued=12))
+    assert chosen(nodes, ASK._replace(queued=1)).node_id == "warm"
+    found = chosen(nodes, ASK._replace(queued=12))
     assert found.node_id == "cold"
     assert not found.waits
 
@@ -77,13 +77,13 @@ def test_a_node_that_loads_already_gets_the_burst_until_its_queue_outlasts_a_fur
     nodes = table(a=cold(), b=cold(), c=cold())
     first = chosen(nodes, ASK).node_id
     for queued in range(4):
-        found = chosen(nodes, replace(ASK, queued=0))
+        found = chosen(nodes, ASK._replace(queued=0))
         assert found.node_id == first, queued
         nodes.add(found.node_id, 1)
-    found = chosen(nodes, replace(ASK, queued=2))
+    found = chosen(nodes, ASK._replace(queued=2))
     assert found.node_id == first
     assert found.waits
-    assert chosen(nodes, replace(ASK, queued=1000)).node_id != first
+    assert chosen(nodes, ASK._replace(queued=1000)).node_id != first
 
 
 def test_a_loading_node_is_waited_for_even_if_it_is_almost_done() -> None:
@@ -107,24 +107,24 @@ def test_a_slow_node_with_a_free_slot_is_taken_only_when_waiting_for_the_fast_on
     found = chosen(nodes, ASK)
     assert found.node_id == "fast"
     assert found.waits
-    assert chosen(nodes, replace(ASK, queued=50)).node_id == "slow"
+    assert chosen(nodes, ASK._replace(queued=50)).node_id == "slow"
 
 
 def test_a_conversation_goes_back_to_its_cache() -> None:
     nodes = table(a=ready(), b=ready(3), c=ready())
-    found = chosen(nodes, replace(ASK, warm={"b": 896}))
+    found = chosen(nodes, ASK._replace(warm={"b": 896}))
     assert found.node_id == "b"
     assert "warm 896 of 930 tokens" in found.reason
 
 
 def test_a_conversation_leaves_its_cache_when_the_wait_there_is_longer_than_what_it_saves() -> None:
     nodes = table(a=ready(), b=ready(6))
-    assert chosen(nodes, replace(ASK, warm={"b": 896})).node_id == "a"
-    assert chosen(nodes, replace(ASK, prompt_tokens=20_000, warm={"b": 19_000})).node_id == "b"
+    assert chosen(nodes, ASK._replace(warm={"b": 896})).node_id == "a"
+    assert chosen(nodes, ASK._replace(prompt_tokens=20_000, warm={"b": 19_000})).node_id == "b"
 
 
 def test_the_cache_of_a_model_that_is_not_in_memory_any_more_counts_nothing() -> None:
-    assert chosen(table(a=loading(left_s=2.0), b=loading(left_s=1.0)), replace(ASK, warm={"a": 900})).node_id == "b"
+    assert chosen(table(a=loading(left_s=2.0), b=loading(left_s=1.0)), ASK._replace(warm={"a": 900})).node_id == "b"
 
 
 def test_a_node_that_fails_fast_does_not_look_idle() -> None:
@@ -310,7 +310,7 @@ def test_what_is_not_in_the_table_changes_nothing() -> None:
     nodes = table(a=ready())
     nodes.add("gone", 1)
     nodes.drop("gone")
-    ask = replace(ASK, warm={"gone": 500}, exclude=frozenset({"gone"}))
+    ask = ASK._replace(warm={"gone": 500}, exclude=frozenset({"gone"}))
     assert chosen(nodes, ask).node_id == "a"
 
 
