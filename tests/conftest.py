@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -27,6 +28,14 @@ httpx._transports.default.create_ssl_context = functools.cache(httpx._transports
 
 forks.enabled = True
 
+# A shell ignores Ctrl+C for what it starts in the background; what the tests start would inherit that.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# For the processes that tests start: tests/support/site/sitecustomize.py.
+SITE = Path(__file__).parent / "support" / "site"
+os.environ["PYTHONPATH"] = os.pathsep.join([str(SITE), *filter(None, [os.environ.get("PYTHONPATH")])])
+
 REAL = ("contract", "faults", "system")
 """Folders of tests with real processes, sockets and clocks."""
 
@@ -36,6 +45,8 @@ MakeBus = Callable[..., Awaitable[Bus]]
 LONGEST = (
     "contract/test_same_answer.py",
     "system/test_start_and_join.py",
+    "system/test_openapi_fuzz.py",
+    "system/test_mixed_load.py",
     "faults/test_worker_faults.py",
     "system/test_workers.py",
     "system/test_openai_client.py",
@@ -49,7 +60,6 @@ LONGEST = (
     "system/test_membership.py",
     "contract/test_embeddings.py",
     "faults/test_real_model_faults.py",
-    "system/test_mixed_load.py",
     "system/test_history_routes.py",
     "faults/test_model_hub_cluster.py",
     "faults/test_pull_faults.py",

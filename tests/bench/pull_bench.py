@@ -20,8 +20,9 @@ from tests.unit.node.store_files import pull as install
 TITLE = "Pulls"
 MB = 1_000_000
 MIB = 1024 * 1024
-SIZE = 2020 * MB
-"""As the example in the README, a model of 3 billion parameters in Q4_K_M."""
+SIZES = (400 * MB, 2020 * MB)
+"""A small model, of which what does not grow with the size is a large part; and one of 3 billion parameters in Q4_K_M,
+as in the README's example."""
 QUICK_SIZE = 60 * MB
 REPETITIONS = 5
 KILLS_AT = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -31,7 +32,7 @@ MODELS = 200
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("pulls")
-    group.add_argument("--pull-mb", type=int, help=f"size of the file ({SIZE // MB})")
+    group.add_argument("--pull-mb", type=int, help=f"size of the file ({', '.join(str(each // MB) for each in SIZES)})")
     group.add_argument("--pulls", type=int, help=f"repetitions ({REPETITIONS})")
     group.add_argument("--pull-folder", type=Path, help="where everything is written (the folder for temporary files)")
 
@@ -39,18 +40,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> str:
     """Measure; the text of this part."""
     measured = about.Measured()
-    size = arguments.pull_mb * MB if arguments.pull_mb else QUICK_SIZE if arguments.quick else SIZE
+    given = (arguments.pull_mb * MB,) if arguments.pull_mb else (QUICK_SIZE,) if arguments.quick else SIZES
     repetitions = arguments.pulls or (2 if arguments.quick else REPETITIONS)
     with tempfile.TemporaryDirectory(prefix="llmlb-bench-", dir=arguments.pull_folder) as name:
         folder = Path(name)
-        (folder / "pull").mkdir()
-        with site(folder / "pull", size) as it:
-            table, checks = _against_curl(it, repetitions)
-            checks += _kills(it, KILLS_AT[1:4:2] if arguments.quick else KILLS_AT)
+        tables, checks = [], []
+        for size in given:
+            (where := folder / f"pull-{size}").mkdir()
+            with site(where, size) as it:
+                table, more = _against_curl(it, repetitions)
+                if size == given[0]:
+                    more += _kills(it, KILLS_AT[1:4:2] if arguments.quick else KILLS_AT)
+            tables.append(table)
+            checks += more
         checks += _commands(folder / "store", quick=arguments.quick)
     curl = commands.version("curl")
-    lines = [*about.lines(curl), f"- File: {size / MB:,.0f} MB; medians of {repetitions}", measured.line()]
-    return "\n\n".join(["\n".join(lines), report.checks_table(checks), table, f"### Method of the pulls\n\n{METHOD}"])
+    lines = [*about.lines(curl), f"- Medians of {repetitions}", measured.line()]
+    return "\n\n".join(["\n".join(lines), report.checks_table(checks), *tables, f"### Method of the pulls\n\n{METHOD}"])
 
 
 def _against_curl(it: Site, repetitions: int) -> tuple[str, list[Check]]:
@@ -62,10 +68,10 @@ def _against_curl(it: Site, repetitions: int) -> tuple[str, list[Check]]:
             taken[name].append(one)
         said = ", ".join(f"{name} {them[-1].wall:.3f} s, CPU {them[-1].cpu:.3f} s" for name, them in taken.items())
         print(f"{number + 1} {said}", file=sys.stderr, flush=True)
-    return _takes_table(it.size, taken), ratios(taken)
+    return _takes_table(it.size, taken), ratios(taken, it.size)
 
 
-def ratios(taken: Mapping[str, Sequence[Taken]]) -> list[Check]:
+def ratios(taken: Mapping[str, Sequence[Taken]], size: int) -> list[Check]:
     """Medians of the ratios of measurements next to each other."""
     pulls, curls, sums = taken["pull"], taken["curl"], taken["sha256sum"]
     same = [
@@ -75,7 +81,13 @@ def ratios(taken: Mapping[str, Sequence[Taken]]) -> list[Check]:
     speeds = [curl.wall / pull.wall for pull, curl in zip(pulls, curls, strict=True)]
     work = [pull.cpu / (curl.cpu + summed.cpu) for pull, curl, summed in zip(pulls, curls, sums, strict=True)]
     return [
-        Check("speed of a pull, sha256 included, ÷ curl", "", report.median(speeds), Bar(0.8, True), _range(speeds)),
+        Check(
+            f"speed of a pull of {size / MB:,.0f} MB, sha256 included, ÷ curl",
+            "",
+            report.median(speeds),
+            Bar(0.8, True),
+            _range(speeds),
+        ),
         Check("  the same, ÷ curl and then sync and sha256sum", "", report.median(same), None, _range(same)),
         Check("CPU of a pull ÷ (curl + sha256sum)", "", report.median(work), Bar(1.5), _range(work)),
     ]
@@ -91,7 +103,7 @@ def _takes_table(size: int, taken: Mapping[str, Sequence[Taken]]) -> str:
         wall, cpu = report.median([it.wall for it in them]), report.median([it.cpu for it in them])
         speed = size / MB / wall if wall else None
         rows.append((name, report.number(wall), report.number(speed), report.number(cpu)))
-    return report.table(("", "time, s", "MB/s", "CPU, s"), rows)
+    return report.table((f"{size / MB:,.0f} MB", "time, s", "MB/s", "CPU, s"), rows)
 
 
 def _kills(it: Site, shares: tuple[float, ...]) -> list[Check]:

@@ -100,6 +100,8 @@ class _Engine:
     def delta(self, handle: Handle, piece: Piece) -> None:
         self._streams[handle].delta(piece.text)
 
+    def alive(self) -> None: ...
+
     def embedded(self, handle: Handle, index: int, vector: bytes) -> None:
         raise NotImplementedError
 

@@ -50,8 +50,7 @@ def reference(path: str, texts: tuple[str, ...], **options: Any) -> list[Floats]
 @pytest.fixture(scope="module")
 def smollm2() -> Iterator[Driver]:
     engine = LlamaCppEngine(smollm2_options(slots=3, context=512))
-    engine._self_test = None  # seconds, and other tests have it
-    yield Driver(engine)
+    yield Driver(engine, tested=False)
     engine.close()
 
 

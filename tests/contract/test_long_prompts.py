@@ -8,7 +8,8 @@ import pytest
 
 from llmlb.bus.errors import ContextOverflow
 from llmlb.bus.messages.infer import ChatMessage, InferRequest
-from llmlb.node.engine.llama_cpp import READ_CHARACTERS, LlamaCppEngine
+from llmlb.node.engine.intake import READ_CHARACTERS
+from llmlb.node.engine.llama_cpp import LlamaCppEngine
 from tests.support.engine import Driver, chat, smollm2_options
 
 TURN = "It's  {number} o'clock,\n\n\tsaid 日本 \U0001f600 <|im_end|> \u00a0 and <|endoftext|>\u2009went on: 3.14159…  "
@@ -17,6 +18,7 @@ TURN = "It's  {number} o'clock,\n\n\tsaid 日本 \U0001f600 <|im_end|> \u00a0 an
 @pytest.fixture(scope="module")
 def engine() -> Iterator[LlamaCppEngine]:
     it = LlamaCppEngine(smollm2_options(slots=2, context=512))
+    it._test.over = True  # its self-test takes seconds, and other tests have it
     yield it
     it.close()
 

@@ -146,6 +146,18 @@ async def test_a_registration_for_other_nodes_is_not_for_this_one(node: PullNode
     await has(node)
 
 
+async def test_a_pull_that_the_bus_has_lost_is_looked_up_in_the_registry(node: PullNode) -> None:
+    """See tests/unit/node/test_put_back.py for what is done with it."""
+    node.hub.budget = 0
+    await approve(node.bus, node.node_id)
+    await register(node.bus, "own/other")
+    await counted(node, 0, 1)
+    (task,) = (await node.rpc.tasks()).tasks
+    records = await node.pulls.put_back.registered()
+    assert {task_id: record.name for task_id, record in records.items()} == {task.task_id: "own/other"}
+    assert records[task.task_id].registered_at == task.registered_at
+
+
 async def test_one_file_can_be_registered(node: PullNode) -> None:
     await approve(node.bus, node.node_id)
     await register(node.bus, REPO, file="model-Q8_0.gguf")

@@ -79,3 +79,40 @@ async def test_too_large_and_no_bus_are_told_apart(make_bus: MakeBus, tmp_path: 
     with pytest.raises(BusDown):
         await bus.publish_bytes("test.publishing.gone", b"x" * 100_000)
     server.stop()
+
+
+async def test_what_needs_no_waiting_is_sent_at_once_in_order_with_all_else(make_bus: MakeBus, nats_url: str) -> None:
+    bus = await make_bus(url=nats_url)
+    got: list[bytes] = []
+    everything = asyncio.Event()
+
+    async def take(msg: Msg) -> None:
+        got.append(msg.data)
+        if len(got) == 300:
+            everything.set()
+
+    await bus.subscribe("test.publishing.now", take)
+    await bus.client.flush()
+    for number in range(0, 300, 2):
+        assert bus.publish_now("test.publishing.now", b"%d" % number)
+        await bus.publish_bytes("test.publishing.now", b"%d" % (number + 1))
+    async with asyncio.timeout(20):
+        await everything.wait()
+    assert got == [b"%d" % number for number in range(300)]
+
+
+async def test_nothing_is_sent_at_once_that_has_to_be_waited_for_or_is_refused(
+    make_bus: MakeBus, nats_url: str
+) -> None:
+    bus = await make_bus(url=nats_url)
+    most = bus.client.max_payload
+    assert not bus.publish_now("test.publishing.refused", b"x" * (most + 1))
+    with pytest.raises(MessageTooLarge):
+        await bus.publish_bytes("test.publishing.refused", b"x" * (most + 1))
+    while bus.publish_now("test.publishing.full", b"x" * 500_000):  # until nats-py's own limit of what is unsent
+        pass
+    assert 0 < bus.client.pending_data_size <= bus.client._max_pending_size
+    await bus.publish_bytes("test.publishing.full", b"x" * 500_000)
+    assert bus.publish_now("test.publishing.full", b"x")
+    await bus.client.drain()
+    assert not bus.publish_now("test.publishing.gone", b"x")

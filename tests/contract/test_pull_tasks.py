@@ -148,6 +148,37 @@ async def test_a_cancelled_pull_can_be_purged_later(node: PullNode) -> None:
     assert parts(node) == []
 
 
+async def test_purging_a_pull_leaves_what_another_one_of_the_repo_has(node: PullNode) -> None:
+    first = await held(node)
+    await node.rpc.cancel_task(first, purge=False)
+    second = await held(node, MIB, f"{REPO}:Q8_0")
+    assert parts(node) == [f"{FILE}.part", "model-Q8_0.gguf.part"]
+    assert (await node.rpc.cancel_task(second, purge=True)).kept_bytes > 0
+    assert parts(node) == [f"{FILE}.part"]
+    third = await held(node, MIB, f"{REPO}:Q8_0")
+    assert (await node.rpc.cancel_task(first, purge=True)).kept_bytes > 0, "while another one runs, too"
+    assert parts(node) == ["model-Q8_0.gguf.part"]
+    node.hub.release()
+    assert (await node.over(third)).status == "completed"
+
+
+async def test_a_pull_that_waits_for_its_turn_keeps_what_it_has_when_another_is_purged(
+    make_bus: MakeBus, tmp_path: Path, hub: LocalHub
+) -> None:
+    hub.add("own/other", {"other-Q4_K_M.gguf": DATA_Q8})
+    async with pull_node(make_bus, tmp_path, hub, pull_parallel=1) as node:
+        first = await held(node)
+        await node.rpc.cancel_task(first, purge=False)
+        second = await held(node, MIB, f"{REPO}:Q8_0")
+        await node.rpc.cancel_task(second, purge=False)
+        await held(node, MIB, "own/other")
+        assert (await node.rpc.pull(REPO)).task.status == "pending"
+        await node.rpc.cancel_task(second, purge=True)
+        assert parts(node) == [f"{FILE}.part", "other-Q4_K_M.gguf.part"]
+        hub.release()
+        assert (await node.over(first)).status == "completed"
+
+
 async def test_a_pull_that_waits_for_its_turn_can_be_cancelled(
     make_bus: MakeBus, tmp_path: Path, hub: LocalHub
 ) -> None:

@@ -24,7 +24,8 @@ QUESTIONS = [
     "Write a letter to a friend about a journey through Norway.",
     "Explain how a bicycle works, part by part.",
 ]
-LONG = "Here are my notes of the last year, please read them. " * 90
+LONG = "Here are my notes of the last year, please read them. " * 50
+"""Ten calls of a prefill."""
 RESUMED = (1, 17, 50, 150)
 
 
@@ -85,7 +86,7 @@ def test_an_answer_that_is_resumed_is_the_same(driver: Driver, alone: list[Heard
 
 
 def test_requests_in_the_middle_of_the_self_test_neither_spoil_it_nor_lose_their_cache() -> None:
-    engine = LlamaCppEngine(smollm2_options(slots=4, context=1024, threads=2))
+    engine = LlamaCppEngine(smollm2_options(slots=4, context=256, threads=2))  # a shorter test
     driver = Driver(engine, tested=False)
     for asked in range(4):
         for _ in range(3 * asked):
@@ -102,7 +103,7 @@ def test_requests_in_the_middle_of_the_self_test_neither_spoil_it_nor_lose_their
 
 
 def test_the_self_test_waits_until_an_answer_has_gone_out_and_a_request_ends_its_call() -> None:
-    engine = LlamaCppEngine(smollm2_options(slots=2, context=1024))
+    engine = LlamaCppEngine(smollm2_options(slots=2, context=256))
     driver = Driver(engine, tested=False)
     decode_run, codes = engine.context.decode_run, list[int]()
 
@@ -133,7 +134,7 @@ def test_the_self_test_waits_until_an_answer_has_gone_out_and_a_request_ends_its
 
 def test_what_waits_for_a_slot_is_never_forgotten() -> None:
     engine = LlamaCppEngine(smollm2_options(slots=1, context=256))
-    driver = Driver(engine)
+    driver = Driver(engine, tested=False)
     heard = driver.run([chat("What is the capital of Japan?", max_tokens=2) for _ in range(5)])
     assert len({one.text for one in heard}) == 1
     engine.close()
@@ -148,7 +149,8 @@ def test_long_contexts_alone_and_beside_others_and_cached_and_resumed(driver: Dr
     assert first.usage is not None
     assert again.usage is not None
     assert again.usage.cached_tokens == again.usage.prompt_tokens
-    beside = driver.run([chat(prompt, max_tokens=40), *(chat(f"{i} {prompt}", max_tokens=40) for i in range(2))])[0]
+    others = (f"Other {prompt}", "Tell me a story.")
+    beside = driver.run([chat(text, max_tokens=40) for text in (prompt, *others)])[0]
     resumed = driver.one(chat(prompt, max_tokens=40, continuation=tuple(first.tokens[:9])))
     assert again.tokens == first.tokens
     assert beside.tokens == first.tokens
@@ -157,9 +159,9 @@ def test_long_contexts_alone_and_beside_others_and_cached_and_resumed(driver: Dr
 
 def test_the_next_turn_skips_what_is_shared_and_answers_as_without_a_cache() -> None:
     engine = LlamaCppEngine(smollm2_options(slots=2, context=2048))
-    driver = Driver(engine)
+    driver = Driver(engine, tested=False)
     fresh = LlamaCppEngine(smollm2_options(slots=2, context=2048))
-    reference = Driver(fresh)
+    reference = Driver(fresh, tested=False)
     system = "You are a patient teacher. " * 40
     turns = ["What is a triangle?"]
     for turn in range(3):
@@ -182,7 +184,7 @@ def test_a_shared_system_prompt_is_copied_from_a_slot_that_is_busy(driver: Drive
     reference = driver.one(chat("Second?", system=system, max_tokens=40)).tokens
     assert isinstance(driver.engine, LlamaCppEngine)
     forget(driver.engine)
-    busy = driver.submit(chat("First?", system=system, max_tokens=150))
+    busy = driver.submit(chat("First?", system=system, max_tokens=80))
     driver.until(lambda: len(driver.heard(busy).tokens) > 3)
     second = driver.one(chat("Second?", system=system, max_tokens=40))
     assert not driver.heard(busy).over

@@ -21,7 +21,7 @@ QUESTION = "What is the capital of Japan?"
 @pytest.fixture(scope="module")
 def driver() -> Iterator[Driver]:
     engine = LlamaCppEngine(smollm2_options(slots=1, context=512, template=OPENS))
-    yield Driver(engine)
+    yield Driver(engine, tested=False)
     engine.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import itertools
 import socket
 import ssl
 import subprocess
@@ -56,8 +57,8 @@ class Server:
         """All requests of a connection."""
         if self._context is not None:
             connection = self._context.wrap_socket(connection, server_side=True)
-        with connection.makefile("rb") as lines:
-            while head := b"".join(iter(lines.readline, b"\r\n")).decode():
+        with connection, connection.makefile("rb") as lines:
+            while head := b"".join(itertools.takewhile(lambda line: line != b"\r\n", lines)).decode():
                 self.heads.append(head)
                 (self._talks.pop(0) if len(self._talks) > 1 else self._talks[0])(connection, head)
 

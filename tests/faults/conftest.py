@@ -20,10 +20,14 @@ def shared_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimCluste
 
 
 @pytest.fixture
-def fleet(shared_fleet: SimCluster) -> SimCluster:
-    """The shared cluster, all of it at work, however the last test left it."""
+def fleet(shared_fleet: SimCluster) -> Iterator[SimCluster]:
+    """The shared cluster, all of it at work, however the last test left it.
+
+    Clients of a test end with it: those of one that failed would else ask on for the rest of the run.
+    """
     for node in list(shared_fleet.nodes):
         if node.popen.poll() is not None:
             shared_fleet.restart_node(node)
     shared_fleet.wait_ready(shared_fleet.routers[0], *shared_fleet.nodes)
-    return shared_fleet
+    yield shared_fleet
+    shared_fleet.end_traffic()

@@ -60,7 +60,7 @@ BODIES = [
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimCluster]:
     """A router, and two nodes with the demo model."""
     settings = {"LLMLB_NUM_PARALLEL": "4", "LLMLB_STALL_TIMEOUT": "20s"}
-    with simcluster(tmp_path_factory.mktemp("real"), **settings) as it:
+    with simcluster(tmp_path_factory.mktemp("real"), self_test=True, **settings) as it:
         it.start_router()
         for name in ("one", "two"):
             it.start_real_node(name)

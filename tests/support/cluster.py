@@ -94,6 +94,9 @@ class Cluster:
     processes: list[Process] = field(default_factory=list)
     forks: bool = True
     """False: each process begins with a new interpreter, as it does outside of tests; a second of CPU time more."""
+    self_test: bool = False
+    """True: a worker asks its model whether answers stay the same, as it does outside of tests; without that the node
+    does not promise it, and nothing that it answers is taken over by another one. Five seconds of CPU time a load."""
 
     @property
     def bus_url(self) -> str:
@@ -111,6 +114,7 @@ class Cluster:
             "LLMLB_NUM_PARALLEL": "2",
             "LLMLB_NUM_THREADS": "1",
             "PYTHONUNBUFFERED": "1",
+            "TESTS_SELF_TEST": "yes" if self.self_test else "no",
             **self.settings,
             **more,
         }
@@ -162,9 +166,9 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def cluster(root: Path, *, forks: bool = True, **settings: str) -> Iterator[Cluster]:
+def cluster(root: Path, *, forks: bool = True, self_test: bool = False, **settings: str) -> Iterator[Cluster]:
     """A cluster that is ended whatever happens."""
-    it = Cluster(root, settings=settings, forks=forks)
+    it = Cluster(root, settings=settings, forks=forks, self_test=self_test)
     try:
         yield it
     finally:

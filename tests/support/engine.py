@@ -52,7 +52,7 @@ class Driver:
     """Runs requests on an engine and collects their answers. Implements the engine's Sink."""
 
     def __init__(self, engine: Engine, *, tested: bool = True) -> None:
-        """``tested``: after its self-test, which else takes place while nothing is asked."""
+        """``tested``: after its self-test, seconds of CPU time, which else takes place while nothing is asked."""
         self.engine = engine
         self._heard: dict[Handle, Heard] = {}
         self._handles = itertools.count(1)
@@ -71,6 +71,8 @@ class Driver:
         heard.logprobs += piece.logprobs
         heard.pieces.append(piece)
         heard.times.append(time.monotonic())
+
+    def alive(self) -> None: ...
 
     def embedded(self, handle: Handle, index: int, vector: bytes) -> None:
         self._heard[handle].vectors[index] = vector

@@ -44,13 +44,17 @@ class SimNode(Process):
 class SimCluster:
     """A NATS server of its own, and what is started on it. Everything is ended by :meth:`close`."""
 
-    def __init__(self, root: Path, *, bus_host: str = LOOPBACK, **settings: str) -> None:
-        """``bus_host``: where the bus listens; another one than loopback only inside a network namespace."""
+    def __init__(self, root: Path, *, bus_host: str = LOOPBACK, self_test: bool = False, **settings: str) -> None:
+        """``bus_host``: where the bus listens; another one than loopback only inside a network namespace.
+
+        ``self_test``: as :class:`Cluster` has it, for real nodes.
+        """
         self.bus = NatsServer(root / "bus", host=bus_host).start()
         base = {"LLMLB_EMBEDDED_BUS": "false", "LLMLB_STALL_TIMEOUT": "6s", "LLMLB_DRAIN_TIMEOUT": "1s"}
         # In a network namespace a process has to be a child of the thread that is in it.
         forks = bus_host == LOOPBACK
-        self._cluster = Cluster(root, bus_port=self.bus.port, settings={**base, **settings}, forks=forks)
+        settings = {**base, **settings}
+        self._cluster = Cluster(root, bus_port=self.bus.port, settings=settings, forks=forks, self_test=self_test)
         self._traffic: list[Traffic] = []
         self.root = root
         self.routers: list[Process] = []
@@ -130,13 +134,18 @@ class SimCluster:
         self._traffic.append(made)
         return made
 
+    def end_traffic(self) -> None:
+        """Every client goes away, in the middle of its answer too."""
+        with contextlib.ExitStack() as ends:
+            while self._traffic:
+                ends.callback(self._traffic.pop().close)
+
     def close(self) -> None:
         with contextlib.ExitStack() as ends:
             ends.callback(self.bus.stop)
             ends.callback(self._cluster.close)
             ends.callback(self._signal_all)
-            for traffic in self._traffic:
-                ends.callback(traffic.close)
+            ends.callback(self.end_traffic)
 
     def _signal_all(self) -> None:
         """To all at once, so that nobody is waited for one by one; what was stopped has to go on for that."""
@@ -147,9 +156,11 @@ class SimCluster:
 
 
 @contextlib.contextmanager
-def simcluster(root: Path, *, bus_host: str = LOOPBACK, **settings: str) -> Iterator[SimCluster]:
+def simcluster(
+    root: Path, *, bus_host: str = LOOPBACK, self_test: bool = False, **settings: str
+) -> Iterator[SimCluster]:
     """A cluster that is ended whatever happens."""
-    it = SimCluster(root, bus_host=bus_host, **settings)
+    it = SimCluster(root, bus_host=bus_host, self_test=self_test, **settings)
     try:
         yield it
     finally:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from llmlb.bus.children import die_with_parent
 from tests.support.cluster import wait_until
 
 LIMIT_S = 30.0
@@ -78,20 +80,35 @@ def pane(command: Sequence[str], env: Mapping[str, str], *, columns: int = 80, r
     ``stty`` after it says whether the terminal is as it was: ``echo icanon`` or ``-echo``.
     """
     folder = Path(tempfile.mkdtemp(prefix="llmlb-tmux-"))  # a socket's path must be short
-    it = Pane(folder / "s")
+    socket = folder / "s"
+    it = Pane(socket)
     # The trap: Ctrl+C is for the program, and the shell goes on after it.
     script = 'trap : INT; "$@"; echo "EXIT $?" $(stty -a | grep -o -- "-\\?\\(echo\\|icanon\\)\\>" | sort -u); exec cat'
     kept = {**env, "TERM": "screen-256color"}
     kept.pop("TMUX", None)
+    size = ("-x", str(columns), "-y", str(rows))
+    # Not a daemon: it ends with the test process, even by kill -9, and with it what runs in it.
+    server = subprocess.Popen([*it._tmux, "-D"], env=kept, preexec_fn=_as_a_terminal)
     try:
+        wait_until(socket.exists, LIMIT_S, "tmux has its socket")
         subprocess.run(
-            [*it._tmux, "new-session", "-d", "-x", str(columns), "-y", str(rows), "sh", "-c", script, "sh", *command],
+            [*it._tmux, "-N", "new-session", "-d", *size, "sh", "-c", script, "sh", *command],
             env=kept,
             check=True,
             timeout=LIMIT_S,
         )
         yield it
     finally:
-        with contextlib.suppress(subprocess.SubprocessError):
-            subprocess.run([*it._tmux, "kill-server"], capture_output=True, timeout=LIMIT_S)
+        server.terminate()
+        try:
+            server.wait(LIMIT_S)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _as_a_terminal() -> None:
+    """In the child. Where the tests were started with nohup, what runs in it would not notice that it is gone."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    die_with_parent()

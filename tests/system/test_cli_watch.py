@@ -110,7 +110,10 @@ def test_the_bus_is_watched_live_without_prompts_and_with_filters(served: Served
             seen.append(json.loads(watching.stdout.readline()))
     finally:
         watching.send_signal(signal.SIGINT)
-        rest, errors = watching.communicate(timeout=20)
+        try:
+            rest, errors = watching.communicate(timeout=20)
+        finally:
+            watching.kill()
     assert watching.returncode == 130
     assert errors == ""
     assert {one["kind"] for one in seen} >= {"infer", "reply"}

@@ -27,7 +27,6 @@ def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
         LLMLB_CONTEXT_LENGTH="768",
         LLMLB_QUEUE_MAX="400",
         LLMLB_QUEUE_TIMEOUT="240s",  # on a machine that has other things to do, too
-        LLMLB_NUM_THREADS="2",
     ) as it:
         process = it.start("serve", home="one").wait_ready()
         wait_until(lambda: httpx.get(f"{process.url}/v1/models").json()["data"], 10, "the node has joined")
@@ -35,13 +34,16 @@ def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
 
 
 def good(number: int) -> dict[str, Any]:
-    """One of sixteen requests: short and long prompts, some with a prefix in common, one in three seeded."""
+    """One of sixteen requests: short and long prompts, some with a prefix in common, one in three seeded.
+
+    Most prompts and answers are short: what takes time here is the computing, and what is looked for is the mixing up.
+    """
     shared = "You are a helpful assistant of the harbour office. Ships come and go. " * 5
     subject = ["boats", "bread", "birds", "music", "rain", "numbers", "trees", "trains"][number % 8]
-    messages = [{"role": "user", "content": f"Tell me about {subject}. " + "Be exact. " * number}]
-    if number % 2:
-        messages.insert(0, {"role": "system", "content": shared})
-    body: dict[str, Any] = {"model": "smollm2", "messages": messages, "max_tokens": 4 + number // 2, "temperature": 0}
+    messages = [{"role": "user", "content": f"Tell me about {subject}. " + "Be exact. " * (number % 5)}]
+    if number % 4 != 3:  # those have the template's own
+        messages.insert(0, {"role": "system", "content": shared if number % 4 == 1 else "Be brief."})
+    body: dict[str, Any] = {"model": "smollm2", "messages": messages, "max_tokens": 4 + number // 4, "temperature": 0}
     if number % 3 == 0:
         body.update(temperature=1.0, seed=number)
     return body

@@ -28,7 +28,7 @@ def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
 @pytest.mark.parametrize(
     ("role", "only", "max_time_s"),
     # What is below /v1 is the same code on both.
-    [("router", ".", 40), ("node", "^/v0/(?!auth|users|keys)|^/[a-z.]*$", 15)],
+    [("router", ".", 30), ("node", "^/v0/(?!auth|users|keys)|^/[a-z.]*$", 10)],
 )
 def test_no_answer_breaks_off_and_none_is_undocumented(fuzzed: Target, role: str, only: str, max_time_s: int) -> None:
     code, report = fuzz(fuzzed, role, seed=SEED, examples=EXAMPLES, max_time_s=max_time_s, only=only)

@@ -58,7 +58,11 @@ def test_what_was_asked_is_in_the_history_and_in_the_metrics(served: tuple[Clust
     assert metric(process.url, "llmlb_history_up") == 1
     assert metric(process.url, "llmlb_node_up") == 1
     assert metric(process.url, "llmlb_bus_connected") == 1
-    assert httpx.get(f"{process.url}/v0/status", timeout=10).json()["requests_last_hour"] >= 2
+
+    def counted() -> bool:  # the child says it half a second after the rows are there
+        return bool(httpx.get(f"{process.url}/v0/status", timeout=10).json()["requests_last_hour"] >= 2)
+
+    wait_until(counted, 10, "the last hour has them")
 
 
 def test_a_node_counts_what_its_own_gateway_was_asked_and_the_router_remembers_it(

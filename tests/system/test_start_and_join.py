@@ -40,7 +40,7 @@ def state(router: Process, node: Process) -> str | None:
 
 def wait_models(process: Process) -> None:
     """Until the gateway lists a model."""
-    wait_until(lambda: httpx.get(f"{process.url}/v1/models").json()["data"], 10, "a model at the gateway")
+    wait_until(lambda: httpx.get(f"{process.url}/v1/models").json()["data"], 30, "a model at the gateway")
 
 
 def test_serve_prints_lines_that_work_when_pasted_and_ctrl_c_ends_all_of_it(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_processes_find_each_other_in_any_order(tmp_path: Path, order: str) -> N
             node = it.start("node", "serve", home="node")
             router = it.start("router", "serve", home="router").wait_ready()
             node.wait_ready()
-        wait_until(lambda: state(router, node) == "online", 5, "the node is online")
+        wait_until(lambda: state(router, node) == "online", 20, "the node is online")
         wait_models(router)
         assert ask(router).status_code == 200
         servers = [pid for process in it.processes for pid in children(process.popen.pid)]

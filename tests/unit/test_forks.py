@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from llmlb.node.engine.llama_cpp import LlamaCppEngine
 from tests.conftest import LONGEST
 from tests.support import forks
 from tests.support.cluster import alive, free_port
@@ -47,6 +48,11 @@ def test_a_fork_that_is_killed_says_so_and_one_that_is_stopped_has_not_ended(tmp
 def test_what_a_new_interpreter_would_read_is_not_left_to_a_fork(name: str) -> None:
     assert not forks.can_be_forked("llmlb", {**ENV, name: "something else"})
     assert not forks.can_be_forked("json.tool", ENV)
+
+
+def test_what_is_left_out_of_workers_for_the_tests_is_in_them_outside() -> None:
+    """tests/support/site/sitecustomize.py replaces it by name."""
+    assert callable(LlamaCppEngine._test_a_little)
 
 
 def test_the_files_that_are_begun_first_exist() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -123,3 +124,9 @@ def test_compose_sets_only_settings_that_exist(compose: dict[str, Any]) -> None:
         settings = Settings.load({key: str(value) for key, value in environment.items()})
         assert not settings.embedded_bus
         assert settings.bus_url == "nats://nats:4222"
+
+
+def test_the_image_has_an_init_that_reaps_and_hands_signals_on() -> None:
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    assert 'ENTRYPOINT ["tini", "--"]' in dockerfile
+    assert re.search(r"apt-get install .*\btini\b", dockerfile)

@@ -25,7 +25,7 @@ def test_a_pull_is_compared_with_what_was_measured_beside_it() -> None:
         "sync": [Taken(0.5, 0.0)] * 3,
         "sha256sum": [Taken(0.5, 0.5), Taken(3.5, 1.0), Taken(1.0, 2.0)],
     }
-    speed, same, work = ratios(taken)
+    speed, same, work = ratios(taken, 400_000_000)
     assert (speed.value, same.value, work.value) == (1.0, 2.0, 1.0)
     assert [verdict(it.value, it.bar) for it in (speed, same, work)] == ["ok", "", "ok"]
 
