@@ -84,7 +84,8 @@ def test_a_stream_gives_the_same_text_and_usage(client: openai.OpenAI) -> None:
         )
     )
     assert chunks[0].choices[0].delta.role == "assistant"
-    assert len(chunks) > 10, "tokens come one by one"
+    # Tokens that come within 30 ms share an event: at least the role, the first token, two more pieces, end and usage.
+    assert len(chunks) >= 6, "text comes as it is made"
     assert "".join(c.choices[0].delta.content or "" for c in chunks[:-1]) == whole.choices[0].message.content
     assert [c.choices[0].finish_reason for c in chunks[:-1] if c.choices[0].finish_reason] == ["length"]
     assert chunks[-1].choices == []
