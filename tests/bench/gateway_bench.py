@@ -23,8 +23,6 @@ MODEL = "simulated/gateway"
 MODELS = 500
 AT_A_TIME = 8
 """Requests under way: what the process does beside them, each second, then weighs little."""
-BARE_MS = 0.081
-"""CPU of a short request of bare Sanic with an echo over nats-py on the machine on which issue 5 measured its floor."""
 METHOD = """\
 One router, one simulated node that answers with one token, one client with eight requests at a time, each on a
 connection of its own. CPU time is the router process's own (`/proc/<pid>/task/*/schedstat`), over a fixed number of
@@ -35,11 +33,7 @@ Throughput of bodies: bytes that the larger body has more than a body of a few w
 more: what a byte costs from the socket through validation onto the bus, into the record that the history keeps of it
 and onto the bus once more. Beside it, with everything that a request costs whatever its size, the bytes of whole
 requests over their whole CPU time; and the floor, in turn with it: what the same bytes add to bare Sanic that decodes
-them with orjson and publishes them once with nats-py. Whatever the machine does at the moment, both meet it.
-
-*For a machine as fast as the issue's*: the bars came with what a bare request costs there, 0.081 ms. The same request
-of the floor is measured here in the same run, and the speed multiplied by how much longer it takes. The bar stands at
-both rows; the first says what this machine does."""
+them with orjson and publishes them once with nats-py. Whatever the machine does at the moment, both meet it."""
 
 
 @dataclass(frozen=True)
@@ -162,8 +156,6 @@ def bodies(client: Client, floor: Client, sizes: Sizes) -> list[Check]:
     """Long ones beside short ones, and beside the floor."""
     small = chat("a few words")
     checks: list[Check] = []
-    barred: list[tuple[str, float, Bar]] = []
-    bare: list[float] = []
     large = {
         "64 KB prompts": (chat(prose(64_000)), Bar(300, at_least=True)),
         "64 KB prompts of code": (chat(code(64_000)), None),
@@ -181,8 +173,6 @@ def bodies(client: Client, floor: Client, sizes: Sizes) -> list[Check]:
                 more[side].append(max(taken - base, 1e-6))
                 if one is client:
                     whole.append(len(body) / taken / 1000)
-                else:
-                    bare.append(base)
         ms = {side: statistics.median(values) for side, values in more.items()}
         speed = {side: (len(body) - len(small)) / value / 1000 for side, value in ms.items()}
         note = f"bytes over the CPU time they add, {ms['ours']:.2f} ms; median of {sizes.pairs} pairs"
@@ -192,12 +182,6 @@ def bodies(client: Client, floor: Client, sizes: Sizes) -> list[Check]:
             Check(f"{name}, added CPU time ÷ floor", "x", ms["ours"] / ms["floor"], None, against),
             Check(f"{name}, with all of a request's CPU time", "MB/s", statistics.median(whole)),
         ]
-        if bar is not None:
-            barred.append((name, speed["ours"], bar))
-    slower = statistics.median(bare) / BARE_MS
-    there = f"a short request costs the floor {slower * BARE_MS:.3f} ms here, {slower:.1f} times as much"
-    for name, mb_s, bar in barred:
-        checks.append(Check(f"{name}, for a machine as fast as the issue's", "MB/s", mb_s * slower, bar, there))
     return checks
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -205,8 +204,8 @@ def test_a_client_that_goes_away_frees_the_engine_at_once(
     client.chat.completions.create(model=MODEL, messages=QUESTION, max_tokens=1)
     wait_until(lambda: running(process) == 0, 5, "an idle engine")
     endless = [{"role": "user", "content": "What is the capital of France?"}]  # greedy, this one never ends by itself
-    body = {"model": MODEL, "messages": endless, "temperature": 0, "max_tokens": 900, "stream": stream}
-    with httpx.Client(timeout=0.5) as http:
+    body = {"model": MODEL, "messages": endless, "temperature": 0, "max_tokens": 3000, "stream": stream}
+    with httpx.Client(timeout=20 if stream else 0.5) as http:
         if stream:
             with http.stream("POST", f"{client.base_url}chat/completions", json=body) as response:
                 pieces = response.iter_bytes()  # kept: httpx closes the connection together with the generator
@@ -215,9 +214,7 @@ def test_a_client_that_goes_away_frees_the_engine_at_once(
         else:
             with pytest.raises(httpx.ReadTimeout):
                 http.post(f"{client.base_url}chat/completions", json=body)
-    began = time.monotonic()
-    wait_until(lambda: running(process) == 0, 2, "the slot is free again")
-    assert time.monotonic() - began < 2
+    wait_until(lambda: running(process) == 0, 5, "the slot is free again")  # 3,000 tokens take longer than that
 
 
 def test_a_client_that_goes_away_during_prefill_frees_the_engine(
