@@ -20,7 +20,9 @@ LARGE_BYTES = 4096
 HEAD_MOST = 32
 """Bytes around subject, reply and payload, at the most."""
 FLUSH_S = 10.0
+"""So long a sender waits while more than the connection's limit is to be written; as nats-py's ``flush_timeout``."""
 LOOK_S = 0.1
+"""How soon such a sender notices that the connection is gone."""
 _END = b"\r\n"
 
 

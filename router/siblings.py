@@ -33,6 +33,7 @@ EVERY_S = 1.0
 FRESH_S = 3.5
 """What a process said of its queue counts for so long."""
 ANSWER_S = 2.0
+"""A scrape waits so long for the other processes; Prometheus itself gives up after 10 s."""
 FIRST_S = 2.0
 """A process that begins waits so long for what the first one says."""
 METRICS_MAX = 64 * 1024 * 1024

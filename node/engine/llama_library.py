@@ -35,6 +35,7 @@ POOLING_NONE, POOLING_MEAN, POOLING_RANK = 0, 1, 4
 """Source: llama.h, enum llama_pooling_type."""
 _PIECE_BYTES = 256
 LOOK_OPS = 16
+"""Operations of an image's encoding between two looks: each look makes llama.cpp wait for the operation before it."""
 _LOG_ERROR = 4
 _TEXT_CHUNK = 0
 
