@@ -140,7 +140,7 @@ def test_history_is_kept_in_the_home_unless_it_is_not_wanted(run: Run, tmp_path:
         it.wait(r">>> /remembered$")
 
 
-def test_thinking_is_shown_dimmed_or_hidden_behind_a_spinner(run: Run) -> None:
+def test_thinking_is_shown_dimmed_or_leaves_nothing(run: Run) -> None:
     with run(THINKER, "--think") as it:
         it.wait(IDLE)
         it.line("hi")
@@ -149,7 +149,7 @@ def test_thinking_is_shown_dimmed_or_hidden_behind_a_spinner(run: Run) -> None:
     with run(THINKER) as it:
         it.wait(IDLE)
         it.line("hi")
-        it.wait(r">>> hi\n\S Thinking\.\.\.$")
+        # The spinner itself is looked at in test_repl_look.py: this model may be faster than it appears.
         it.wait(r">>> hi\n(The answer stopped here: the model's context is full\.\n)?\n" + IDLE, 60)
 
 

@@ -45,8 +45,10 @@ def test_what_was_asked_is_in_the_history_and_in_the_metrics(served: tuple[Clust
     before = metric(process.url, "llmlb_requests_total")
     ask(process.url, 3)
     ask(process.url, 4, stream=True)
+    # A request is counted after its last byte went out.
+    wait_until(lambda: metric(process.url, "llmlb_requests_total") >= before + 2, 10, "both are counted")
     assert metric(process.url, "llmlb_requests_total") == before + 2
-    assert metric(process.url, "llmlb_requests_running") == 0
+    wait_until(lambda: metric(process.url, "llmlb_requests_running") == 0, 10, "none is running")
     for tokens, streamed in ((3, False), (4, True)):
         found = wait_until(lambda wanted=tokens: past(process.url, wanted), 10, "projected")  # type: ignore[misc]
         assert found["streamed"] is streamed
