@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from llmlb.bus.errors import InvalidRequest, MessageTooLarge
 from llmlb.bus.messages.infer import BulkInferRequest
-from llmlb.node.engine.pool import Loaded
+from llmlb.node.engine.pool_interface import Loaded
 from llmlb.node.store.catalog import StoredModel
 
 LONGEST_MS = 30 * 24 * 3600 * 1000

@@ -12,7 +12,7 @@ from llmlb.bus.errors import InvalidRequest, ModelUnknown
 from llmlb.bus.messages.models import ModelRemoved, RemoveModel
 from llmlb.bus.messages.pulls import CancelTask, ListTasks, PullStarted, StartPull, TaskCancelled, TaskList
 from llmlb.bus.settings import Settings
-from llmlb.node.engine.pool import Pool
+from llmlb.node.engine.pool_interface import Pool
 from llmlb.node.pull.hub import Hub
 from llmlb.node.pull.job import Means
 from llmlb.node.pull.room import Room

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 from llmlb.bus.errors import Conflict, Forbidden, ModelUnknown
 from llmlb.bus.messages.models import ModelRemoved, RemoveModel
-from llmlb.node.engine.pool import Pool
+from llmlb.node.engine.pool_interface import Pool
 from llmlb.node.pull.tasks import Pulls
 from llmlb.node.store.catalog import Catalog, StoredModel
 from llmlb.node.store.installed import Store

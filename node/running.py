@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from llmlb.bus.messages.models import RunningList, RunningModel
 from llmlb.bus.messages.nodes import GpuReading
-from llmlb.node.engine.pool import Loaded, Pool
+from llmlb.node.engine.pool_interface import Loaded, Pool
 from llmlb.node.hardware import process_memory_bytes
 
 

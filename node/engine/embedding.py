@@ -16,7 +16,8 @@ import numpy as np
 from llmlb.bus.errors import ContextOverflow, EngineCrashed, InvalidRequest, LlmlbError
 from llmlb.bus.messages.infer import InferRequest, Timings, Usage
 from llmlb.node.engine.interface import Handle, Sink
-from llmlb.node.engine.llama_library import POOLING_MEAN, POOLING_NONE, POOLING_RANK, Context, ContextSize, Model
+from llmlb.node.engine.llama_context import POOLING_MEAN, POOLING_NONE, POOLING_RANK, Context, ContextSize
+from llmlb.node.engine.llama_model import Model
 
 MAX_TOKENS = 2048
 """Tokens of one input at most: all of them go through in one call, whose buffers grow with it."""

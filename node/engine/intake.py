@@ -8,38 +8,37 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from llmlb.bus.errors import ContextOverflow, InvalidRequest
-from llmlb.bus.messages.infer import InferRequest
+from llmlb.bus.messages.infer import InferRequest, Sampling
 from llmlb.node.engine.grammars import grammar_for
 from llmlb.node.engine.interface import Capabilities, Handle
 from llmlb.node.engine.jobs import Job
-from llmlb.node.engine.llama_grammar import GrammarMask, schema_grammar
-from llmlb.node.engine.llama_library import Model, Projector
+from llmlb.node.engine.llama_grammar import SLICE_S, GrammarMask, schema_grammar
+from llmlb.node.engine.llama_model import Model
+from llmlb.node.engine.llama_vision import Projector
+from llmlb.node.engine.marks import marks_of
 from llmlb.node.engine.prompts import PromptMaker, RenderedPrompt, reader_for
-from llmlb.node.engine.reasoning import FAMILIES
-from llmlb.node.engine.sampling import Sampler
-from llmlb.node.engine.tools import LLAMA3, MISTRAL
+from llmlb.node.engine.sampling import DEFAULT_TOP_K, Sampler
 
 READ_CHARACTERS = 4096
 """Of a prompt are turned into tokens at once, some milliseconds; then running answers take a step."""
 _WHOLE = object()
-_HARMONY_MARKS = ("<|channel|>", "<|message|>", "<|start|>", "<|end|>", "<|constrain|>", "<|call|>")
-_MISTRAL_MARKS = ("[ARGS]", "[CALL_ID]")
 
 
 def marker_pieces(model: Model, template: str) -> dict[int, bytes]:
-    """Control tokens that the reader of answers has to see, and their texts; all others have no text."""
-    texts = {text for family in FAMILIES for text in (family.open, family.close)}
-    texts.update(LLAMA3.opens, MISTRAL.opens)
-    if "<|channel|>" in template:
-        texts.update(_HARMONY_MARKS)
-    if "[TOOL_CALLS]" in template:
-        texts.update(_MISTRAL_MARKS)
+    """The marks that are tokens of this model, and their texts."""
     pieces = {}
-    for text in texts:
-        tokens = model.tokenize(text, add_special=False) if text else []
+    for text in marks_of(template):
+        tokens = model.tokenize(text, add_special=False)
         if len(tokens) == 1:
             pieces[tokens[0]] = text.encode()
     return pieces
+
+
+def candidates(sampling: Sampling) -> int:
+    """How many of the likeliest tokens the sampler looks at; 0: at all."""
+    if sampling.temperature == 0:
+        return 1
+    return DEFAULT_TOP_K if sampling.top_k is None else sampling.top_k
 
 
 class Intake:
@@ -107,7 +106,7 @@ class Intake:
         self._refuse_overflow(job, param)
         grammar = grammar_for(request, rendered, schema_grammar)
         if grammar is not None:
-            job.grammar = GrammarMask(self._model, grammar)
+            job.grammar = GrammarMask(self._model, grammar, wanted=candidates(request.sampling), slice_s=SLICE_S)
         job.sampler = Sampler(request.sampling, prompt=job.plain)
 
     def _refuse_overflow(self, job: Job, param: str, about: str = "") -> None:

@@ -131,5 +131,8 @@ class Engine(Protocol):
     def step(self, sink: Sink) -> bool:
         """Do one piece of work (a decode step, a piece of prefill). False when there was nothing to do."""
 
+    def going_on(self) -> bool:
+        """False: it has work, and what does it may hang. The agent ends a worker that is silent for long."""
+
     def close(self) -> None:
         """Free the model."""

@@ -10,10 +10,11 @@ from llmlb.bus.messages.infer import InferRequest, Timings, TokenLogprob, TopLog
 from llmlb.node.engine import kv
 from llmlb.node.engine.answer import AnswerReader
 from llmlb.node.engine.interface import Handle, Piece
-from llmlb.node.engine.llama_grammar import GrammarMask
-from llmlb.node.engine.llama_library import ImageChunk, Logits, Model, Prompt
+from llmlb.node.engine.llama_grammar import GrammarMask, Unfinished
+from llmlb.node.engine.llama_model import Model
+from llmlb.node.engine.llama_vision import ImageChunk, Prompt
 from llmlb.node.engine.prompts import RenderedPrompt
-from llmlb.node.engine.sampling import Sampler, log_probabilities
+from llmlb.node.engine.sampling import Logits, Sampler, log_probabilities
 
 Part = list[int] | ImageChunk
 
@@ -49,6 +50,8 @@ class Job:
     closing: list[int] = field(default_factory=list)
     """Tokens still to come of what ends the thinking, whose budget is used up."""
     next_token: int = -1
+    undecided: Logits | None = None
+    """What the next token is to be sampled from, while its grammar takes longer over it than others can wait."""
     kept: Piece = field(default_factory=Piece)
     """Text that waits to be sent together with what comes next."""
     begun: bool = False
@@ -169,12 +172,18 @@ class Job:
             self.closing = self.closing[1:] if token == self.closing[0] else []
 
     def sample(self, model: Model, logits: Logits) -> int:
-        """The next token, taken into account."""
+        """The next token, taken into account. Raises Unfinished: to be asked again, with :attr:`undecided`."""
         assert self.sampler is not None
         if self.grammar is not None and self.sampler.grammar is None and not self.reader.thinking:
             self.sampler.grammar = self.grammar
         self._bound_thinking(model)
-        token = self.closing[0] if self.closing else self.sampler.sample(logits)
+        try:
+            token = self.closing[0] if self.closing else self.sampler.sample(logits)
+        except Unfinished:
+            if self.undecided is None:
+                self.undecided = logits.copy()
+            raise
+        self.undecided = None
         if self.first_token_at == 0.0:
             self.first_token_at = time.monotonic()
         wanted = self.request.sampling.logprobs

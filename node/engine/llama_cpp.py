@@ -25,11 +25,16 @@ from llmlb.node.engine.embedding import Embedder
 from llmlb.node.engine.intake import Intake, marker_pieces
 from llmlb.node.engine.interface import Capabilities, Handle, LoadOptions, Piece, Sink
 from llmlb.node.engine.jobs import Job, second_rows
-from llmlb.node.engine.llama_library import Context, ContextSize, ImageChunk, Logits, Model, Projector
+from llmlb.node.engine.llama_context import Context, ContextSize
+from llmlb.node.engine.llama_grammar import Unfinished
+from llmlb.node.engine.llama_model import Model
+from llmlb.node.engine.llama_vision import ImageChunk, Projector
 from llmlb.node.engine.prompts import PromptMaker
 from llmlb.node.engine.refusals import refusal
+from llmlb.node.engine.sampling import Logits
 from llmlb.node.engine.selftest import IdleTest
 from llmlb.node.engine.signs import Signs
+from llmlb.node.engine.slots import Slots
 from llmlb.node.engine.templates import ChatTemplate
 
 log = logging.getLogger("llmlb.node.engine.llama_cpp")
@@ -78,11 +83,7 @@ class LlamaCppEngine:
             self.context_length = self._embedder.limit
         self._intake = Intake(self.model, self._prompts, self._projector, self.context_length)
         self._marks = marker_pieces(self.model, template.text)
-        self._held = [kv.Held() for _ in range(self.slots)]
-        self._after_prompt: list[tuple[int, Logits] | None] = [None] * self.slots
-        """By sequence: the length of the last whole prompt there, and the logits after it."""
-        self._used_at = [0.0] * self.slots
-        self._free = list(range(self.slots))
+        self._slots = Slots(self.context, self.slots, removable=self.model.removable)
         self._pending: deque[Job] = deque()
         self._counted: deque[Job] = deque()
         """Requests that only want to know how many tokens their prompt has."""
@@ -144,10 +145,7 @@ class LlamaCppEngine:
             if job in where:
                 where.remove(job)
         if job.seq >= 0:
-            self._held[job.seq] = job.held() if self.model.removable else kv.Held()
-            self._used_at[job.seq] = time.monotonic()
-            self._free.append(job.seq)
-            job.seq = -1
+            self._slots.give_back(job)
         job.close()
 
     # Work
@@ -170,6 +168,7 @@ class LlamaCppEngine:
             return True  # a first token goes out before anything else is computed
         if self._answering:
             self._decode(sink)
+            self._decide(sink)
         if self._prefilling:
             self._prefill(sink)
         if self._embedder.step(sink):
@@ -191,41 +190,19 @@ class LlamaCppEngine:
         """Nothing to do: go on with the self-test. False when there is none left."""
         if self._test.over:
             return False
-        safe = self._test.step(self._used_at, self._empty)
+        safe = self._test.step(self._slots.used_at, self._slots.empty)
         if safe is None:
             return True
         self.capabilities = replace(self.capabilities, same_answer=safe)
         return False
 
-    def _empty(self, seq: int) -> None:
-        """What was known of its cache holds no more."""
-        self._held[seq], self._after_prompt[seq] = kv.Held(), None
-
     def _admit(self, sink: Sink) -> bool:
         """Give waiting requests free slots. True when one got its first token without computing anything."""
         said = False
-        while self._pending and self._free:
+        while self._pending and self._slots.free:
             self._test.leave()
             job = self._pending.popleft()
-            held = list(self._held)
-            for busy in [*self._answering, *self._prefilling]:
-                held[busy.seq] = busy.held()
-            if not self.model.removable:
-                held = [kv.Held() for _ in held]
-            choice = kv.choose(job.plain, self._free, held, self._used_at)
-            source = choice.sequence if choice.copy_from is None else choice.copy_from
-            reuse = choice.reuse if job.plain else 0
-            logits = self._logits_after(job, source, held[source], reuse)
-            if logits is not None:
-                reuse = len(job.plain)
-            if choice.copy_from is not None and reuse:
-                self.context.copy(choice.copy_from, choice.sequence)
-            if not self.context.forget(choice.sequence, reuse):
-                self.context.forget(choice.sequence)
-                reuse, logits = 0, None
-            self._free.remove(choice.sequence)
-            job.begin(choice.sequence, reuse)
-            self._after_prompt[job.seq] = None if logits is None else (reuse, logits)
+            logits = self._slots.take(job, [*self._answering, *self._prefilling])
             if logits is None:
                 self._prefilling.append(job)
             else:
@@ -234,24 +211,18 @@ class LlamaCppEngine:
                 said = True
         return said
 
-    def _logits_after(self, job: Job, source: int, held: kv.Held, reuse: int) -> Logits | None:
-        """What prefill would end with, when this very prompt was the last one in that sequence."""
-        saved = self._after_prompt[source]
-        size = len(job.plain)
-        if saved is None or saved[0] != size or not reuse or not job.text_only or job.request.continuation:
-            return None
-        return saved[1] if held.tokens[:size] == job.plain else None
-
     def _fail(self, jobs: list[Job], sink: Sink, code: int) -> None:
         for job in jobs:
             seq = job.seq
             self._release(job)
-            self._empty(seq)
+            self._slots.empty(seq)
             sink.failed(job.handle, EngineCrashed(f"llama.cpp failed to decode (code {code})"))
 
     def _decode(self, sink: Sink) -> None:
         """One token for every answering slot; two for one whose second row was guessed right."""
-        jobs = sorted(self._answering, key=lambda job: job.seq)
+        jobs = sorted((job for job in self._answering if job.undecided is None), key=lambda job: job.seq)
+        if not jobs:
+            return
         guesses = second_rows(jobs, self.context_length) if self.model.removable else {}
         rows: list[tuple[int, int, int, bool]] = []
         for job in jobs:
@@ -275,9 +246,17 @@ class LlamaCppEngine:
             if going and job.next_token == guess:
                 job.past += 1
                 self._take_token(job, logits[row], sink)
-            elif going:
+            elif job.seq >= 0:
                 self.context.forget(job.seq, job.past)
             row += 1
+
+    def _decide(self, sink: Sink) -> None:
+        """Go on with the token of one answer whose grammar takes long; each in turn."""
+        job = next((job for job in self._answering if job.undecided is not None), None)
+        if job is not None and job.undecided is not None:
+            self._answering.remove(job)
+            self._answering.append(job)
+            self._take_token(job, job.undecided, sink)
 
     def _begin_round(self) -> None:
         """After a step: do running answers say what they have, or go on collecting?"""
@@ -319,8 +298,7 @@ class LlamaCppEngine:
             self._finish(job, reason, Piece(), sink)
             return
         logits = self.context.logits(1)[0]
-        if job.text_only and not job.request.continuation:
-            self._after_prompt[job.seq] = (len(job.plain), logits.copy())
+        self._slots.prefilled(job, logits)
         self._take_token(job, logits, sink)
 
     def _call(self, job: Job, call: list[int] | ImageChunk, wanted: bool) -> int:
@@ -355,8 +333,11 @@ class LlamaCppEngine:
         return "length" if limit is not None and job.sampled >= limit else None
 
     def _take_token(self, job: Job, logits: Logits, sink: Sink) -> bool:
-        """Sample from logits and send what may be sent. False when the answer is over."""
-        token = job.sample(self.model, logits)
+        """Sample from logits and send what may be sent. False when the answer is over, or its token undecided."""
+        try:
+            token = job.sample(self.model, logits)
+        except Unfinished:
+            return False
         if job.grammar is not None and job.grammar.trouble is not None:
             self._release(job)
             sink.failed(job.handle, InvalidRequest(job.grammar.trouble, param="response_format"))
@@ -388,6 +369,10 @@ class LlamaCppEngine:
         usage, timings = job.usage(), job.timings()
         self._release(job)
         sink.end(job.handle, reason, usage, timings, job.reader.met)
+
+    def going_on(self) -> bool:
+        """It computes in steps; in one that never ends it says nothing anyway."""
+        return True
 
     def close(self) -> None:
         """Free context and model; requests still here are forgotten."""

@@ -6,27 +6,29 @@ What to do is decided in :mod:`llmlb.node.lifecycle` (pure); this module does it
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-import uuid
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Callable, Sequence
 
 from llmlb.bus.errors import Conflict, EngineCrashed, LlmlbError, ModelLoadFailed, NodeBusy, OutOfMemory
 from llmlb.bus.messages.nodes import GpuReading
 from llmlb.bus.settings import Settings
 from llmlb.bus.tasks import Background
 from llmlb.node.engine.interface import Capabilities, LoadOptions
+from llmlb.node.engine.pool_interface import Loaded, OnChange, OnCrash, OnReply
 from llmlb.node.engine.process import EngineProcess, Listener
 from llmlb.node.engine.room import Room, layers_of
+from llmlb.node.hardware import Memory
 from llmlb.node.lifecycle import CRASHES_MAX, Lifecycle, Load, Unload
 from llmlb.node.memory import Plan
 from llmlb.node.store.catalog import StoredModel
 
 log = logging.getLogger("llmlb.node.engine.pool")
 
-TICK_S = 0.5
+TICK_S = 1.5
+"""Between two looks at what is loaded, at most. Each heartbeat brings one, with the memory as it has just been read."""
+TICK_LEAST_S = 0.25
 PENDING_PER_SLOT = 16
 """Requests a model takes beyond its slots, for each slot; more is NodeBusy and goes to another node."""
 
@@ -36,75 +38,7 @@ PRESSURE_EVERY_S = 2.0
 _END = b'"type":"llmlb.infer.end.v1"'
 """In the bytes of the last reply of a whole answer."""
 
-OnReply = Callable[[int, bytes, bool], Awaitable[None]]
-OnCrash = Callable[[list[int], LlmlbError], Awaitable[None]]
-OnChange = Callable[[], None]
 MakeProcess = Callable[[Listener], EngineProcess]
-
-
-@dataclass(slots=True)
-class Loaded:
-    """One model in memory, or on its way there."""
-
-    model: StoredModel
-    instance: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
-    process: EngineProcess | None = None
-    slots: int = 0
-    """Requests it runs at once; 0 while it loads."""
-    context_length: int = 0
-    pid: int | None = None
-    percent: int = 0
-    """How far loading is."""
-    load_s: float | None = None
-    """How long it took."""
-    capabilities: Capabilities | None = None
-    gpu_share: float = 0.0
-    """How much of it is on GPUs, 0 to 1."""
-    starting: EngineProcess | None = None
-    """Its process, while it loads."""
-    expected: Plan | None = None
-    """What it will take, from when it is known to fit until it has loaded."""
-    handles: set[int] = field(default_factory=set)
-    ready: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-
-    @property
-    def name(self) -> str:
-        return self.model.info.name
-
-    @property
-    def memory_pid(self) -> int | None:
-        """Whose memory it takes; None before there is a process."""
-        return self.pid if self.starting is None else self.starting.pid
-
-    @property
-    def is_ready(self) -> bool:
-        return self.ready.done() and not self.ready.cancelled() and self.ready.exception() is None
-
-
-class Pool(Protocol):
-    """The loaded models of a node, as the agent uses them; documented at :class:`EnginePool`."""
-
-    gpus: Callable[[], Sequence[GpuReading]]
-
-    def open(self) -> None: ...
-    def loaded(self) -> list[Loaded]: ...
-    def state(self, name: str) -> str: ...
-    def failed(self) -> dict[str, str]: ...
-    def loading_percent(self, name: str) -> int: ...
-    def expires_in_s(self, name: str) -> float | None: ...
-    def ready_now(self, name: str) -> Loaded | None: ...
-    async def ready(self, model: StoredModel) -> Loaded: ...
-    def release(self, loaded: Loaded) -> None: ...
-    def submit(self, loaded: Loaded, handle: int, next_seq: int, request: bytes) -> None: ...
-    def cancel(self, loaded: Loaded, handle: int) -> None: ...
-    async def stop(self, name: str) -> None: ...
-    async def close(self) -> None: ...
-
-
-class MakePool(Protocol):
-    """Makes a pool: :class:`EnginePool`, or the simulated one."""
-
-    def __call__(self, settings: Settings, *, on_reply: OnReply, on_crash: OnCrash, on_change: OnChange) -> Pool: ...
 
 
 class _WorkerListener:
@@ -140,6 +74,11 @@ class EnginePool:
         self._waiting_unload: dict[str, asyncio.Event] = {}
         self._background = Background("engines")
         self._pressed_at = 0.0
+        self._some = asyncio.Event()
+        """There is a model to look after."""
+        self._due = asyncio.Event()
+        self._memory: Memory | None = None
+        """As somebody has just read it, for the next look."""
         self.gpus: Callable[[], Sequence[GpuReading]] = tuple
         """The GPUs, as last read; none unless the agent says so."""
         self._room = Room(settings, lambda: self.gpus(), lambda: self._loaded.values())
@@ -260,6 +199,7 @@ class EnginePool:
         for effect in effects or []:
             if isinstance(effect, Load) and model is not None:
                 loaded = self._loaded[effect.model] = Loaded(model)
+                self._some.set()
                 self._background.start(self._load(loaded, effect.after_s), f"load.{effect.model}")
             elif isinstance(effect, Unload):
                 self._waiting_unload.setdefault(effect.model, asyncio.Event())
@@ -397,11 +337,32 @@ class EnginePool:
 
     async def _tick(self) -> None:
         while True:
-            await asyncio.sleep(TICK_S)
+            await self._some.wait()
+            self._due.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(TICK_LEAST_S, self._until_next())):
+                    await self._due.wait()
             now = time.monotonic()
             self._apply(self._life.tick(now))
             self._end_what_hangs()
             self._relieve(now)
+            if not self._loaded:
+                self._some.clear()
+
+    def look(self, memory: Memory | None) -> None:
+        """Look after the models now. ``memory``: the RAM of this machine, read just now; None: not known."""
+        self._memory = memory
+        self._due.set()
+
+    def _until_next(self) -> float:
+        """Seconds until a keep-alive may be over, or a worker has been silent for too long."""
+        now, pauses = time.monotonic(), [TICK_S]
+        for name, loaded in self._loaded.items():
+            if (expires_in_s := self._life.expires_in_s(name, now)) is not None:
+                pauses.append(expires_in_s)
+            if loaded.process is not None and loaded.handles:
+                pauses.append(self._settings.stall_timeout_s - loaded.process.silent_s)
+        return min(pauses)
 
     def _end_what_hangs(self) -> None:
         """A busy worker that says nothing for the stall limit is ended; its requests fail."""
@@ -413,9 +374,10 @@ class EnginePool:
 
     def _relieve(self, now: float) -> None:
         """Unload an idle model while memory is short."""
+        memory, self._memory = self._memory, None
         if not self._loaded or now - self._pressed_at < PRESSURE_EVERY_S:
             return
-        if self._room.short() and (effects := self._life.evict(now)):
+        if self._room.short(memory) and (effects := self._life.evict(now)):
             self._pressed_at = now
             log.warning("model_evicted model=%s reason='memory is short'", effects[0].model)
             self._apply(effects)

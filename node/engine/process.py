@@ -65,6 +65,8 @@ class EngineProcess:
         self._stopping = False
         self._stalled = False
         self._heard_at = time.monotonic()
+        self._open: set[int] = set()
+        """Requests whose last reply is still to come."""
         self._writer: asyncio.StreamWriter | None = None
         self._process: asyncio.subprocess.Process | None = None
         self.slots = 0
@@ -121,7 +123,9 @@ class EngineProcess:
 
     def submit(self, handle: int, next_seq: int, request: bytes) -> None:
         """Hand over a request, as InferRequest bytes. Its end always comes through the listener."""
-        self._heard_at = max(self._heard_at, time.monotonic() - ALIVE_S)  # an idle worker says nothing
+        if not self._open:  # an idle worker says nothing
+            self._heard_at = max(self._heard_at, time.monotonic() - ALIVE_S)
+        self._open.add(handle)
         self._send(Kind.SUBMIT, handle, _SEQ.pack(next_seq) + request)
 
     @property
@@ -152,6 +156,8 @@ class EngineProcess:
                     if kind is Kind.CONTROL:
                         self._control(orjson.loads(payload))
                     else:
+                        if kind is Kind.LAST:
+                            self._open.discard(handle)
                         await self._listener.on_reply(handle, payload, kind is Kind.LAST)
         except OSError as error:
             log.warning("engine_channel_failed error=%r", error)

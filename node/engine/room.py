@@ -47,20 +47,20 @@ class Room:
         self._gpus = gpus
         self._guests = guests
 
-    def memory(self) -> Memory | None:
-        """RAM for models: in all, and free now. None where the system does not say."""
+    def memory(self, there: Memory | None = None) -> Memory | None:
+        """RAM for models: in all, and free now. None where the system does not say. ``there``: as was just read."""
         limit = self._settings.memory_limit_bytes
-        there = spare_memory()
+        there = there or spare_memory()
         if limit is None:
             return there
         used = sum(_resident(guest) for guest in self._guests())
         free = max(0, limit - used)
         return Memory(limit, free if there is None else min(free, there.free_bytes))
 
-    def short(self) -> bool:
-        """Whether so little is left that an idle model had better go."""
+    def short(self, there: Memory | None = None) -> bool:
+        """Whether so little is left that an idle model had better go. ``there``: the RAM, as was just read."""
         on_gpu = any(guest.gpu_share for guest in self._guests())
-        kinds = [self.memory(), spare_vram(self._gpus()) if on_gpu else None]
+        kinds = [self.memory(there), spare_vram(self._gpus()) if on_gpu else None]
         return any(memory and memory.free_bytes < (1 - PRESSURE) * memory.total_bytes for memory in kinds)
 
     def fit(self, model: StoredModel) -> tuple[Plan, float]:

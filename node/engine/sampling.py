@@ -27,6 +27,9 @@ Logits = npt.NDArray[np.float32]
 
 REPEAT_WINDOW = 64
 """Tokens of prompt and answer that ``repeat_penalty`` looks back on. Source: llama.cpp, ``penalty_last_n``."""
+LEAST_REPEAT = 0.01
+"""Least ``repeat_penalty`` that is applied: at 0.01 a token that came has a hundred times its logit already, and
+nothing else is drawn. Below it only logits leave the range of float32, down to 0/0."""
 DEFAULT_TEMPERATURE, DEFAULT_TOP_K, DEFAULT_TOP_P, DEFAULT_MIN_P = 0.8, 40, 0.95, 0.05
 _BLOCK = 64
 _DRAW = struct.Struct("<QQ")
@@ -92,7 +95,7 @@ class Sampler:
         self._top_p = DEFAULT_TOP_P if sampling.top_p is None else sampling.top_p
         self._min_p = DEFAULT_MIN_P if sampling.min_p is None else sampling.min_p
         self._seed = (random.getrandbits(64) if sampling.seed is None else sampling.seed) & (2**64 - 1)
-        self._repeat = sampling.repeat_penalty
+        self._repeat = max(sampling.repeat_penalty, LEAST_REPEAT)
         self._presence = sampling.presence_penalty
         self._frequency = sampling.frequency_penalty
         self._bias = [(item.token_id, item.bias) for item in sampling.logit_bias]

@@ -13,7 +13,9 @@ from collections.abc import Callable, Generator, Sequence
 import numpy as np
 
 from llmlb.node.engine import kv
-from llmlb.node.engine.llama_library import Context, Logits, Model
+from llmlb.node.engine.llama_context import Context
+from llmlb.node.engine.llama_model import Model
+from llmlb.node.engine.sampling import Logits
 
 QUIET_S = 1.0
 """So long after an answer the self-test goes on."""

@@ -16,12 +16,10 @@ from __future__ import annotations
 
 import logging
 import math
-import struct
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from typing import Literal
 
 from llmlb.bus.errors import (
@@ -37,14 +35,13 @@ from llmlb.bus.messages.infer import (
     Usage,
 )
 from llmlb.node.engine.interface import Capabilities, Handle, Piece, Sink
+from llmlb.node.engine.simulated_script import Script, prompt_text, size_of, token_text, vector
 from llmlb.node.engine.streamer import TextStreamer
 
 log = logging.getLogger("llmlb.node.engine.simulated")
 
 PREFIX = "simulated/"
 """Every name of a simulated model begins so."""
-VOCABULARY = 32_000
-VECTOR_SIZE = 8
 PROGRESS_S = 0.5
 """Between two signs of life of a request that gets no tokens; as ``llama_cpp.py`` has it."""
 GRAIN_S = 0.002
@@ -141,72 +138,6 @@ class FaultScript:
         return fault
 
 
-# The script of an answer
-
-
-def token_text(token_id: int) -> str:
-    """The text of a token."""
-    return f"w{token_id} "
-
-
-def prompt_text(request: InferRequest) -> str:
-    """What an answer depends on, beside the seed."""
-    if request.kind == "chat":
-        return "\n".join(f"{message.role}: {message.content}" for message in request.messages)
-    return request.prompt or ""
-
-
-def _digest(text: str) -> int:
-    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
-
-
-def _mixed(number: int) -> int:
-    """64 bits that look random. Source: splitmix64, Steele, Lea and Flood 2014."""
-    number = (number + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
-    number = ((number ^ (number >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-    number = ((number ^ (number >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-    return number ^ (number >> 31)
-
-
-@dataclass(frozen=True, slots=True)
-class Script:
-    """The endless answer to one prompt; how much of it is given is decided elsewhere."""
-
-    key: int
-
-    @classmethod
-    def of(cls, request: InferRequest) -> Script:
-        return cls(_digest(f"{request.sampling.seed or 0}\0{prompt_text(request)}"))
-
-    def token(self, k: int) -> int:
-        """Id of token ``k``, from 0."""
-        return _mixed(self.key + k * 0x9E3779B97F4A7C15) % VOCABULARY
-
-    def tokens(self, count: int) -> tuple[int, ...]:
-        """Ids of the first tokens."""
-        return tuple(self.token(k) for k in range(count))
-
-    def text(self, count: int) -> str:
-        """Text of the first tokens."""
-        return "".join(map(token_text, self.tokens(count)))
-
-
-def vector(text: str | tuple[int, ...]) -> bytes:
-    """The embedding of an input: VECTOR_SIZE float32, little-endian, of length 1."""
-    key = _digest(repr(text))
-    raw = [_mixed(key + k) / 2**63 - 1 for k in range(VECTOR_SIZE)]
-    size = math.hypot(*raw) or 1.0
-    return struct.pack(f"<{VECTOR_SIZE}f", *(number / size for number in raw))
-
-
-def _size(text: str | tuple[int, ...]) -> int:
-    """Tokens of an input: its words, at least one."""
-    return max(1, len(text.split() if isinstance(text, str) else text))
-
-
-# The engine
-
-
 @dataclass(slots=True)
 class _Answer:
     """One request at work or waiting. Times are of the engine's clock, in seconds."""
@@ -274,7 +205,7 @@ class SimulatedEngine:
     def submit(self, handle: Handle, request: InferRequest) -> None:
         """Take a request in. Raises NodeBusy (scripted), ContextOverflow, InvalidRequest (a wrong continuation)."""
         if request.count_only:
-            self._counted[handle] = _size(prompt_text(request))
+            self._counted[handle] = size_of(prompt_text(request))
             return
         fault = self._faults.next_request()
         if fault is not None and fault.kind == "busy":
@@ -284,7 +215,7 @@ class SimulatedEngine:
         self._fill()
 
     def _answer(self, handle: Handle, request: InferRequest, fault: Fault | None) -> _Answer:
-        prompt_tokens = _size(prompt_text(request))
+        prompt_tokens = size_of(prompt_text(request))
         room = self.context_length - prompt_tokens
         if room < 1:
             raise ContextOverflow(
@@ -305,7 +236,7 @@ class SimulatedEngine:
         return _Answer(handle, request, fault, prompt_tokens, limit, reason, script, streamer, now, now, given)
 
     def _embedding(self, handle: Handle, request: InferRequest, fault: Fault | None) -> _Answer:
-        sizes = [_size(text) for text in request.inputs]
+        sizes = [size_of(text) for text in request.inputs]
         if not request.truncate and max(sizes, default=0) > self.context_length:
             raise ContextOverflow(
                 f"an input has {max(sizes)} tokens; the context has {self.context_length}", param="input"
@@ -436,6 +367,9 @@ class SimulatedEngine:
             ),
             answer.streamer.met,
         )
+
+    def going_on(self) -> bool:
+        return True
 
     def close(self) -> None:
         """Forget everything."""

@@ -38,7 +38,8 @@ from llmlb.bus.messages.models import ModelInfo
 from llmlb.bus.settings import Settings
 from llmlb.bus.tasks import Background
 from llmlb.node.engine.interface import Handle, LoadOptions, Piece
-from llmlb.node.engine.pool import EnginePool, Loaded, MakePool, OnChange, OnCrash, OnReply
+from llmlb.node.engine.pool import EnginePool
+from llmlb.node.engine.pool_interface import Loaded, MakePool, OnChange, OnCrash, OnReply
 from llmlb.node.engine.process import EngineProcess, Listener
 from llmlb.node.engine.simulated import GRAIN_S, PREFIX, TURN, FaultScript, SimulatedEngine, SimulatedSpec
 from llmlb.node.store.catalog import StoredModel

@@ -1,8 +1,8 @@
 """Chat templates: a model's own Jinja template, rendered in a sandbox.
 
 The template comes out of a file that somebody put on the internet. It can't reach files or Python's insides (the
-sandbox), and can't take the worker down: texts, ranges and widths are limited one by one, and a clock looks every few
-milliseconds whether the whole has taken too long or too much memory (:func:`_bounded`).
+sandbox), and can't take the worker down: texts, ranges, widths and what is written out are limited one by one, and a
+clock looks every few milliseconds whether the whole has taken too long or too much memory (:func:`_bounded`).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from llmlb.bus.errors import InvalidRequest, ModelLoadFailed
 from llmlb.node.engine import template_limits as limits
+from llmlb.node.engine import template_sizes as sizes
 from llmlb.node.engine.template_limits import MAX_RENDERED_CHARS, MAX_WIDTH
 from llmlb.node.hardware import own_memory_bytes
 
@@ -97,6 +98,9 @@ def _tojson(value: Any, indent: int | None = None, ensure_ascii: bool = False, *
 
 class _Sandbox(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset(["*", "**", "%"])
+    code_generator_class = sizes.Generator
+    small = staticmethod(sizes.small)
+    """For what the generator makes."""
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         if operator == "**" and (abs(left) > 1_000_000 or abs(right) > 64):
@@ -111,7 +115,12 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     def call(self, context: Any, obj: Any, *args: Any, **kwargs: Any) -> Any:
         """As the sandbox, without methods that make a text of any width at once (ljust, zfill, format …)."""
+        args, kwargs = sizes.small_call(obj, args, kwargs)
         return super().call(context, obj, *limits.checked(obj, args, kwargs), **kwargs)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        """As the sandbox; a key is hashed, and written out where there is none."""
+        return super().getitem(obj, sizes.small(argument))
 
     def wrap_str_format(self, value: Any) -> Any:
         """As the sandbox, without widths that no prompt needs."""
@@ -164,6 +173,11 @@ def _environment() -> _Sandbox:
         env.filters[name] = _narrow(env.filters[name])
     env.filters["replace"] = _replace
     env.filters["join"], env.filters["sum"] = limits.join, limits.total
+    for name in sizes.WRITING:
+        env.filters[name] = sizes.small_arguments(env.filters[name])
+    for name in sizes.COMPARING:
+        env.tests[name] = sizes.small_arguments(env.tests[name])
+    env.finalize = sizes.small
     env.filters.pop("format")
     env.globals.pop("lipsum")
     return env

@@ -6,171 +6,22 @@ call and turns out not to be one goes out as text: nothing is lost but whitespac
 
 from __future__ import annotations
 
-import json
 import re
 import uuid
 from collections.abc import Iterable, Sequence
-from typing import Any, NoReturn
 
 from llmlb.bus.messages.infer import Tool, ToolCallPiece
 from llmlb.node.engine.streamer import possible_begin
+from llmlb.node.engine.tool_parser import BETWEEN, Calls, Parser, decode, written
 from llmlb.node.engine.tools import FUNCTIONARY_RECIPIENT, MISTRAL, RECIPIENTS, ToolFormat
 
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not JSON")
-
-
-# Line breaks within texts are let through, as models write them; NaN and Infinity are not.
-_DECODER = json.JSONDecoder(strict=False, parse_constant=_refuse)
 _JSON_MARKS = re.compile(r'["\\{}\[\]]')
 _NAMED = re.compile(r"([A-Za-z0-9_.-]+)\s*(?:\[CALL_ID\][A-Za-z0-9_-]*)?(?:\[ARGS\])?\s*(?=\{)")
 _NAMED_BEGIN = re.compile(r"[A-Za-z0-9_.-]+\s*(?:\[[A-Z_]*(?:\][A-Za-z0-9_-]*)?)*\s*")
 _BARE = re.compile(r'(?:\[\s*)?\{\s*"(?:name|type|function|id|parameters|arguments|tool_calls)"')
 _BARE_BEGIN = re.compile(r'(?:\[\s*)?(?:\{\s*(?:"[a-z_]*)?)?')
-_BETWEEN = re.compile(r"[\s,;]*")
-_XML_FUNCTION = re.compile(r"\s*<function=([^>\s]+)>\s*")
-_XML_END = re.compile(r"\s*</function>\s*")
-_XML_PARAMETER = re.compile(
-    r"\s*<parameter=([^>\s]+)>\n?(.*?)\n?(?:</parameter>\s*|(?=<parameter=)|(?=</function>))", re.DOTALL
-)
 _RECIPIENT = re.compile(r"([A-Za-z0-9_.-]+)\n")
 _RECIPIENT_BEGIN = re.compile(r"[A-Za-z0-9_.-]*")
-
-
-def _decode(text: str, at: int = 0) -> tuple[Any, int]:
-    """The JSON value at a place of a text, and where it ends. Raises ValueError."""
-    try:
-        return _DECODER.raw_decode(text, at)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-
-
-def _written(arguments: Any) -> str | None:
-    """Arguments as JSON text; None when they are no object, or hold what JSON can't (1e999)."""
-    try:
-        if isinstance(arguments, str):
-            arguments, end = _decode(text := arguments.strip() or "{}")
-            if end != len(text):
-                return None
-        if not isinstance(arguments, dict):
-            return None
-        text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
-    except (ValueError, RecursionError):
-        return None
-    return text if _encodable(text) else json.dumps(arguments)
-
-
-def _encodable(text: str) -> bool:
-    """False for half a surrogate pair, which JSON's escapes can write and UTF-8 can't."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-_Calls = list[tuple[str, str]]
-"""(name, arguments) of calls."""
-
-
-class _Parser:
-    """What the text of calls says. Everything in it has to be calls: None otherwise."""
-
-    def __init__(self, tools: Sequence[Tool]) -> None:
-        self.names = {tool.name for tool in tools}
-        self._types: dict[tuple[str, str], Any] = {}
-        for tool in tools:
-            try:
-                schema, _ = _decode(tool.parameters.strip())
-            except ValueError:  # too deep: nothing is known of its arguments
-                continue
-            properties = schema.get("properties") if isinstance(schema, dict) else None
-            if isinstance(properties, dict):
-                self._types |= {(tool.name, key): value for key, value in properties.items()}
-
-    def body(self, text: str) -> _Calls | None:
-        """Calls within markers: JSON values one after the other, or XML functions."""
-        calls: _Calls = []
-        at = 0
-        while (at := _BETWEEN.match(text, at).end()) < len(text):  # type: ignore[union-attr]
-            found, at = self._xml(text, at) if text.startswith("<function=", at) else self._json(text, at)
-            if found is None:
-                return None
-            calls += found
-        return calls or None
-
-    def _json(self, text: str, at: int) -> tuple[_Calls | None, int]:
-        try:
-            value, at = _decode(text, at)
-        except ValueError:
-            return None, at
-        return self.value(value), at
-
-    def _xml(self, text: str, at: int) -> tuple[_Calls | None, int]:
-        head = _XML_FUNCTION.match(text, at)
-        if head is None:
-            return None, at
-        values: dict[str, Any] = {}
-        at, closed = head.end(), True
-        if text.startswith("{", at):
-            closed = False  # whole without its end marker, too
-            try:
-                values, at = _decode(text, at)
-            except ValueError:
-                return None, at
-        else:
-            while (parameter := _XML_PARAMETER.match(text, at)) is not None:
-                values[parameter[1]] = self._typed(head[1], parameter[1], parameter[2])
-                at = parameter.end()
-        end = _XML_END.match(text, at)
-        arguments = _written(values)
-        if arguments is None or (end is None and (closed or text[at:].strip())):
-            return None, at
-        return [(head[1], arguments)], len(text) if end is None else end.end()
-
-    def _typed(self, name: str, key: str, text: str) -> Any:
-        """The value of a parameter that is written as bare text: by its schema, else by its looks."""
-        declared = self._types.get((name, key))
-        if isinstance(declared, dict) and (declared.get("type") == "string" or text in _listed(declared.get("enum"))):
-            return text
-        plain = text.strip()
-        if plain in ("True", "False", "None"):
-            return {"True": True, "False": False, "None": None}[plain]
-        try:
-            value, end = _decode(plain)
-            return value if end == len(plain) else text
-        except ValueError:
-            return text
-
-    def value(self, value: Any, *, bare: bool = False) -> _Calls | None:
-        """A JSON value that is a call, or several. ``bare``: without a marker; then it must name a tool."""
-        if isinstance(value, dict) and isinstance(value.get("tool_calls"), list):
-            value = value["tool_calls"]
-        if isinstance(value, list):
-            calls: _Calls = []
-            for item in value:
-                if isinstance(item, list) or (found := self.value(item, bare=bare)) is None:
-                    return None
-                calls += found
-            return calls or None
-        if not isinstance(value, dict):
-            return None
-        inner = value.get("function")
-        if isinstance(inner, dict):
-            value = inner
-        name = value.get("name", inner)
-        if not isinstance(name, str) or not name or not _encodable(name):
-            return None
-        given = value.get("arguments", value.get("parameters"))
-        if bare and (name not in self.names or given is None):
-            return None
-        arguments = _written({} if given is None else given)
-        return None if arguments is None else [(name, arguments)]
 
 
 class ToolReader:
@@ -182,7 +33,7 @@ class ToolReader:
 
     def __init__(self, format: ToolFormat, tools: Sequence[Tool]) -> None:
         self._format = format
-        self._parser = _Parser(tools)
+        self._parser = Parser(tools)
         self._held = ""
         self._space = ""
         """Whitespace before what may be a call."""
@@ -273,7 +124,7 @@ class ToolReader:
         if self._format.close or self._format in RECIPIENTS:
             self._held, self._after = held, not held
             return bool(held)
-        at = _BETWEEN.match(held).end()  # type: ignore[union-attr]
+        at = BETWEEN.match(held).end()  # type: ignore[union-attr]
         rest = held[at:]
         if not rest or (not final and any(mark.startswith(rest) and mark != rest for mark in self._format.opens)):
             return False
@@ -287,7 +138,7 @@ class ToolReader:
             self._held = held
         return True
 
-    def _take(self, final: bool) -> tuple[int, _Calls | None] | None:
+    def _take(self, final: bool) -> tuple[int, Calls | None] | None:
         """What is held begins like a call. (end, its calls), (end, None) when that much is text, None: more needed."""
         if self._format in RECIPIENTS:
             taken = self._take_addressed()
@@ -304,7 +155,7 @@ class ToolReader:
         """It is no call: its marker is text, and what follows is looked at anew."""
         return len(self._mark or ""), None
 
-    def _take_closed(self, final: bool) -> tuple[int, _Calls | None] | None:
+    def _take_closed(self, final: bool) -> tuple[int, Calls | None] | None:
         begin = 0 if self._mark == "<function=" else len(self._mark or "")
         inside = self._held[begin:].lstrip()
         if inside and inside[0] not in "{[<":
@@ -331,7 +182,7 @@ class ToolReader:
             return False
         return re.sub(r"\\.", "", body[begin:], flags=re.DOTALL).count('"') % 2 == 1
 
-    def _take_open(self) -> tuple[int, _Calls | None] | None:
+    def _take_open(self) -> tuple[int, Calls | None] | None:
         """A call that ends with its JSON."""
         mark, held = self._mark or "", self._held
         at = len(mark) + len(held[len(mark) :]) - len(held[len(mark) :].lstrip())
@@ -350,7 +201,7 @@ class ToolReader:
         end = self._json_end(named.end())
         return None if end < 0 else self._addressed(named[1], held[named.end() : end], end)
 
-    def _take_addressed(self) -> tuple[int, _Calls | None] | None:
+    def _take_addressed(self) -> tuple[int, Calls | None] | None:
         """A recipient in a line of its own, then its JSON; or the user, and text."""
         mark, held = self._mark or "", self._held
         head = _RECIPIENT.match(held, len(mark))
@@ -367,15 +218,15 @@ class ToolReader:
         end = self._json_end(start)
         return None if end < 0 else self._addressed(head[1], held[start:end], end)
 
-    def _judged(self, text: str, end: int, *, bare: bool) -> tuple[int, _Calls | None]:
+    def _judged(self, text: str, end: int, *, bare: bool) -> tuple[int, Calls | None]:
         try:
-            calls = self._parser.value(_decode(text)[0], bare=bare)
+            calls = self._parser.value(decode(text)[0], bare=bare)
         except (ValueError, RecursionError):
             calls = None
         return (end, calls) if calls is not None else self._text
 
-    def _addressed(self, name: str, text: str, end: int) -> tuple[int, _Calls | None]:
-        arguments = _written(text)
+    def _addressed(self, name: str, text: str, end: int) -> tuple[int, Calls | None]:
+        arguments = written(text)
         return (end, [(name, arguments)]) if arguments is not None else self._text
 
     def _json_end(self, start: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import random
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from llmlb.node.engine.interface import LoadOptions
 CPU_SLOTS, CPU_CONTEXT = 4, 4096
 """On a CPU, where nothing is said; on a GPU vLLM decides."""
 CPU_KV_BYTES_MIN = 1 << 30
+CPU_BATCH = 512
+"""Tokens of a step, there: 2,048 or more would be vLLM's own. While one reads a prompt, nobody else's answer moves."""
 
 _END_GROUP_AFTER = """
 import os, select, signal, sys, time
@@ -83,6 +86,8 @@ def engine_arguments(folder: Path, options: LoadOptions, *, cpu: bool) -> dict[s
             # Without it: 92 % of the machine's memory.
             "kv_cache_memory_bytes": max(CPU_KV_BYTES_MIN, kv_bytes(config, slots * context)),
         }
+        if not platform.machine().startswith("riscv"):  # where vLLM can't read a prompt in pieces
+            arguments["max_num_batched_tokens"] = max(CPU_BATCH, slots)
         os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE")  # noqa: TID251  # written for a C library
         # enforce_eager leaves some functions of the sampler to the compiler: 15 s in the first request that asks for
         # log probabilities, and no answer at all where there is no C++ compiler.

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Set
 from typing import Any
 
 from llmlb.bus.errors import InvalidRequest
+from llmlb.bus.messages.infer import TokenLogprob, TopLogprob
 
 
 class Vocabulary:
     """A Hugging Face tokenizer: text to token ids, and token ids to bytes. For one thread."""
 
-    def __init__(self, tokenizer: Any, marks: str) -> None:
-        """``marks``: a special token that is found in this text is text in the answers of a chat."""
+    def __init__(self, tokenizer: Any, marks: Set[str]) -> None:
+        """``marks``: special tokens that are text in the answers of a chat."""
         self._tokenizer = tokenizer
         self._bytes: dict[int, bytes] = {}
         self._marks: dict[int, bytes] = {}
+        self._special: dict[int, bytes] = {}
         self._byte_level: dict[str, int] = {}
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is not None:
             for token, added in backend.get_added_tokens_decoder().items():
                 self._bytes[token] = b"" if added.special else added.content.encode()
+                if added.special:
+                    self._special[token] = added.content.encode()
                 if added.special and added.content in marks:
                     self._marks[token] = added.content.encode()
             if backend.decoder is not None and b'"ByteLevel"' in backend.decoder.__getstate__():
@@ -41,6 +46,26 @@ class Vocabulary:
         if data is None:
             data = self._bytes[token] = self._decode(self._tokenizer.convert_ids_to_tokens(token))
         return data
+
+    def logprob(self, token: int, found: Mapping[int, Any], top: int | None) -> TokenLogprob:
+        """``found``: vLLM's Logprob of the token and of the most likely ones, by token id. ``top``: how many of those.
+
+        Here special tokens have their text.
+        """
+        best = sorted(found.items(), key=lambda item: item[1].rank)[: top or 0]
+        own = self._named(token, found[token].logprob)
+        return TokenLogprob(
+            token=own.token,
+            token_bytes=own.token_bytes,
+            logprob=own.logprob,
+            top=tuple(self._named(other, item.logprob) for other, item in best),
+        )
+
+    def _named(self, token: int, logprob: float) -> TopLogprob:
+        data = self._special.get(token) or self.bytes_of(token)
+        # JSON has no infinity; a token that was ruled out. Source: OpenAI's API, which says -9999 then.
+        value = max(float(logprob), -9999.0)
+        return TopLogprob(token=data.decode(errors="replace"), token_bytes=tuple(data), logprob=value)
 
     def _decode(self, piece: str | None) -> bytes:
         if not piece:

@@ -237,7 +237,7 @@ def _serve(engine: Engine, defaults: Defaults, sink: SocketSink, commands: queue
         if engine.capabilities != said:
             said = engine.capabilities
             sink.control(op="capabilities", capabilities=asdict(said))
-        if now - said_at >= ALIVE_S:
+        if now - said_at >= ALIVE_S and engine.going_on():
             said_at = now
             sink.control(op="alive")
         sink.flush()

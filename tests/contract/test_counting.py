@@ -11,7 +11,8 @@ import pytest
 from llmlb.bus.errors import InvalidRequest
 from llmlb.bus.messages.infer import Delta, End, InferRequest, Tool
 from llmlb.node.engine.llama_cpp import LlamaCppEngine
-from llmlb.node.engine.simulated import Fault, FaultScript, SimulatedEngine, SimulatedSpec, token_text
+from llmlb.node.engine.simulated import Fault, FaultScript, SimulatedEngine, SimulatedSpec
+from llmlb.node.engine.simulated_script import token_text
 from llmlb.router.dispatch import Dispatcher
 from llmlb.router.fleet import Fleet
 from tests.conftest import MakeBus

@@ -9,7 +9,7 @@ import pytest
 
 from llmlb.node.engine import llama_cpp
 from llmlb.node.engine.llama_cpp import LlamaCppEngine
-from llmlb.node.engine.llama_library import lib
+from llmlb.node.engine.llama_native import lib
 from tests.support.engine import Driver, chat, smollm2_options
 
 pytestmark = pytest.mark.timeout(300)
@@ -79,7 +79,7 @@ def test_logits_are_those_of_the_last_call_however_many_rows_it_had(driver: Driv
     assert isinstance(driver.engine, LlamaCppEngine)
     context, vocabulary = driver.engine.context, driver.engine.model.vocabulary
     seen = []
-    driver.engine._empty(0)
+    driver.engine._slots.empty(0)
     context.forget(0)
     for rows in (1, 3, 1, 2, 40, 1):
         assert context.decode([(100 + rows + at, at, 0, True) for at in range(rows)]) == 0

@@ -16,7 +16,8 @@ import pytest
 
 from llmlb.bus.errors import EngineCrashed, EngineStalled, NodeLost
 from llmlb.bus.messages.infer import ChatMessage, Delta, Embedded, End, InferRequest, Sampling
-from llmlb.node.engine.simulated import Fault, Script, SimulatedSpec
+from llmlb.node.engine.simulated import Fault, SimulatedSpec
+from llmlb.node.engine.simulated_script import Script
 from llmlb.router.call import Call
 from llmlb.router.dispatch import ATTEMPTS_MAX, CRASHES_MAX, Dispatcher
 from llmlb.router.fleet import Fleet

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from llmlb.node.engine.kv import Held
 from llmlb.node.engine.llama_cpp import LlamaCppEngine
 from tests.support.engine import Driver, Heard, chat, smollm2_options
 
@@ -46,7 +45,7 @@ def alone(driver: Driver) -> list[Heard]:
 
 def forget(engine: LlamaCppEngine) -> None:
     """As if nothing had ever been asked."""
-    engine._held = [Held() for _ in engine._held]
+    engine._slots.forget()
 
 
 def texts(answers: list[Heard]) -> list[str]:

@@ -30,8 +30,9 @@ from llmlb.bus.messages.models import (
     RunningList,
     StopModel,
 )
-from llmlb.node.engine.simulated import Fault, Script, SimulatedSpec, vector
+from llmlb.node.engine.simulated import Fault, SimulatedSpec
 from llmlb.node.engine.simulated_pool import SimulatedPool
+from llmlb.node.engine.simulated_script import Script, vector
 from llmlb.router.dispatch import Dispatcher
 from llmlb.router.fleet import Fleet
 from tests.conftest import MakeBus

@@ -15,7 +15,6 @@ from PIL import Image
 from llmlb.bus.errors import ContextOverflow, InvalidRequest, ModelLoadFailed
 from llmlb.bus.messages.infer import ChatMessage, ContentPart, InferRequest
 from llmlb.node.engine.interface import LoadOptions
-from llmlb.node.engine.kv import Held
 from llmlb.node.engine.llama_cpp import LlamaCppEngine
 from tests.support import tiny_models
 from tests.support.engine import Driver, Heard, chat
@@ -105,7 +104,7 @@ def llava(folder: Path) -> Iterator[Driver]:
 def forget(driver: Driver) -> None:
     """As if nothing had ever been asked."""
     assert isinstance(driver.engine, LlamaCppEngine)
-    driver.engine._held = [Held() for _ in driver.engine._held]
+    driver.engine._slots.forget()
 
 
 def prompt_tokens(answer: Heard) -> int:
@@ -231,7 +230,7 @@ def test_a_request_that_is_cancelled_among_its_images_frees_its_slot(driver: Dri
         assert driver.engine.cancel(handle)
         assert not driver.engine.cancel(handle)
     assert isinstance(driver.engine, LlamaCppEngine)
-    assert len(driver.engine._free) == driver.engine.slots
+    assert len(driver.engine._slots.free) == driver.engine.slots
     assert driver.one(request).tokens == whole
 
 

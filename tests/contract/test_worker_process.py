@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from llmlb.bus.errors import EngineCrashed, LlmlbError, ModelLoadFailed
+from llmlb.bus.errors import EngineCrashed, EngineStalled, LlmlbError, ModelLoadFailed
 from llmlb.bus.messages.infer import InferRequest, Sampling
 from llmlb.node.engine import process as processes
 from llmlb.node.engine.interface import Capabilities, LoadOptions
@@ -147,3 +148,24 @@ async def test_what_is_no_model_is_a_load_that_failed(tmp_path: Path) -> None:
     (tmp_path / "no.gguf").write_bytes(b"GGUF" + bytes(100))
     with pytest.raises(ModelLoadFailed):
         await EngineProcess(Listener()).start("GGUF", options(tmp_path / "no.gguf"), timeout_s=60)
+
+
+async def test_a_worker_that_hangs_is_not_woken_by_further_requests(model: Path) -> None:
+    """Each request that came began the wait for a sign of life anew: with one now and then it hung for ever."""
+    listener = Listener()
+    process = EngineProcess(listener)
+    async with asyncio.timeout(90):
+        await process.start("GGUF", options(model), timeout_s=60)
+        request = InferRequest(
+            request_id="r", model="m", kind="completion", prompt="a", sampling=Sampling(max_tokens=2)
+        )
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGSTOP)
+        handle = 0
+        while process.silent_s < 2 * processes.ALIVE_S + 1:
+            handle += 1
+            process.submit(handle, 0, request.model_dump_json().encode())
+            await asyncio.sleep(0.1)
+        process.kill()
+        assert isinstance(await listener.gone, EngineStalled)
+        await process.stop()

@@ -17,7 +17,7 @@ from llmlb.bus.errors import BusDown, LlmlbError
 from llmlb.bus.messages.base import Message
 from llmlb.bus.messages.errors import RpcFailed, WireError
 from llmlb.node.agent import NodeAgent
-from llmlb.node.engine.pool import MakePool
+from llmlb.node.engine.pool_interface import MakePool
 from llmlb.node.engine.simulated import SimulatedSpec
 from llmlb.node.engine.simulated_pool import SimulatedPool, SimulatedSource, Timer, simulated_pool
 from llmlb.node.hardware import Hardware, HardwareReading

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import httpx
 
 from llmlb.bus.messages.infer import ChatMessage, InferRequest, Sampling
-from llmlb.node.engine.simulated import Script
+from llmlb.node.engine.simulated_script import Script
 
 STUCK_S = 90.0
 """An answer that is not over by then is stuck."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from llmlb.bus.messages.infer import (
     LogitBias,
     Sampling,
     Timings,
+    ToolCallPiece,
     Usage,
 )
 from llmlb.node.engine.interface import LoadOptions, Piece
@@ -28,8 +30,8 @@ END = 1
 ENDLESS: dict[str, Any] = {"max_tokens": None, "logit_bias": (LogitBias(token_id=END, bias=-100.0),)}
 
 
-def options(folder: Path) -> LoadOptions:
-    return LoadOptions("tiny", str(folder), None, SLOTS, CONTEXT, None)
+def options(folder: Path, template: str | None = None) -> LoadOptions:
+    return LoadOptions("tiny", str(folder), template, SLOTS, CONTEXT, None)
 
 
 def chat(text: str = "hi", **fields: Any) -> InferRequest:
@@ -58,6 +60,14 @@ class Answer:
     @property
     def text(self) -> str:
         return "".join(piece.text for piece in self.pieces)
+
+    @property
+    def reasoning(self) -> str:
+        return "".join(piece.reasoning for piece in self.pieces)
+
+    @property
+    def calls(self) -> list[ToolCallPiece]:
+        return [call for piece in self.pieces for call in piece.tool_calls]
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -103,11 +113,15 @@ class Rig:
         self.engine.submit(handle, request)
         return handle
 
-    def finish(self, *handles: int) -> list[Answer]:
+    def until(self, condition: Callable[[], Any]) -> None:
+        """Step until it holds."""
         deadline = time.monotonic() + ANSWER_S
-        while not all(self.answers[handle].over for handle in handles):
-            assert time.monotonic() < deadline, "no end of the answers"
+        while not condition():
+            assert time.monotonic() < deadline, "it did not happen"
             self.engine.step(self)
+
+    def finish(self, *handles: int) -> list[Answer]:
+        self.until(lambda: all(self.answers[handle].over for handle in handles))
         return [self.answers[handle] for handle in handles]
 
     def ask(self, request: InferRequest) -> Answer:

@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +21,7 @@ from llmlb.bus.messages.infer import (
     ResponseFormat,
     Tool,
 )
-from llmlb.node.engine.interface import LoadOptions
+from llmlb.node.engine.interface import Capabilities, LoadOptions
 from llmlb.node.engine.vllm import VllmEngine
 from llmlb.node.engine.vllm_setup import engine_arguments
 from llmlb.node.engine.vllm_vocabulary import Vocabulary
@@ -310,9 +311,71 @@ def test_a_tool_that_must_be_called_is_called(rig: Rig) -> None:
             sampling={"max_tokens": 200},
         )
     )
-    (call,) = [call for piece in answer.pieces for call in piece.tool_calls]
+    (call,) = answer.calls
     assert (answer.reason, answer.text, call.name) == ("tool_calls", "", "switch")
     assert set(json.loads(call.arguments)) == {"on"}
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+def test_one_call_ends_the_answer_where_no_more_are_wanted(rig: Rig, parallel: bool) -> None:
+    called = rig.engine._vocabulary.encode(
+        '<tool_call>{"name": "switch", "arguments": {}}</tool_call>', add_special=False
+    )
+    answer = rig.ask(
+        chat(
+            tools=(Tool(name="switch"),),
+            parallel_tool_calls=parallel,
+            continuation=tuple(called[:-1]),
+            sampling={"max_tokens": len(called) + 4, "logit_bias": (LogitBias(token_id=called[-1], bias=100.0),)},
+        )
+    )
+    assert [call.name for call in answer.calls] == ["switch"]
+    assert answer.usage.completion_tokens == len(called) + 4 * parallel
+    assert answer.reason == ("length" if parallel else "tool_calls")
+
+
+def test_special_tokens_have_their_names_among_the_likely_ones(engine: VllmEngine) -> None:
+    found = {70: SimpleNamespace(logprob=-1.0, rank=2), END: SimpleNamespace(logprob=float("-inf"), rank=1)}
+    named = engine._vocabulary.logprob(70, found, 1)
+    assert (named.token, named.logprob) == ("a", -1.0)
+    assert [(one.token, one.logprob) for one in named.top] == [("<|end|>", -9999.0)]
+
+
+def test_a_form_that_no_answer_can_have_is_the_requests_fault(rig: Rig) -> None:
+    form = ResponseFormat(type="json_schema", json_schema='{"$ref": "#"}')
+    with pytest.raises(InvalidRequest, match="form"):
+        rig.ask(chat(response_format=form))
+    assert rig.ask(chat()).reason == "length", "the engine goes on"
+
+
+def test_what_nobody_foresaw_fails_one_request_and_is_not_logged_with_its_text(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def stumble(*_: object) -> None:
+        raise RuntimeError("about the prompt")
+
+    other = rig.submit(chat(sampling=ENDLESS))
+    rig.until(lambda: rig.answers[other].pieces)
+    with monkeypatch.context() as patch:
+        patch.setattr(rig.engine._llm, "generate", stumble)
+        with pytest.raises(InvalidRequest, match="RuntimeError"):
+            rig.ask(chat())
+    assert "request_refused" in caplog.text
+    assert "about the prompt" not in caplog.text
+    assert not rig.answers[other].error
+    rig.engine.cancel(other)
+
+
+def test_what_nobody_foresaw_in_an_answer_fails_one_request(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stumble(*_: object, **__: object) -> bytes:
+        raise RuntimeError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Vocabulary, "bytes_of", stumble)
+        with pytest.raises(InvalidRequest, match="RuntimeError"):
+            rig.ask(chat())
+    assert rig.engine.step(rig) is False, "it is forgotten"
+    assert rig.ask(chat()).reason == "length"
 
 
 def test_what_it_can_not_do_is_refused_by_name(rig: Rig) -> None:
@@ -321,6 +384,14 @@ def test_what_it_can_not_do_is_refused_by_name(rig: Rig) -> None:
     picture = ContentPart(type="image", data=_pixel())
     with pytest.raises(InvalidRequest, match="images"):
         rig.ask(chat().model_copy(update={"messages": (ChatMessage(role="user", content="", parts=(picture,)),)}))
+
+
+def test_a_model_that_only_makes_vectors_is_asked_for_no_answer(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = rig.engine._requests
+    vectors = replace(requests._model, capabilities=Capabilities(chat=False, tools=False))
+    monkeypatch.setattr(requests, "_model", vectors)
+    with pytest.raises(InvalidRequest, match="embedding model"):
+        rig.ask(chat())
 
 
 def _pixel() -> str:
@@ -360,5 +431,5 @@ def test_on_a_gpu_vllms_own_defaults_stay_in_force(checkpoint: Path) -> None:
 
 def test_tokens_of_a_sentencepiece_vocabulary_have_their_bytes() -> None:
     pieces = {5: "\u2581Hello", 6: "<0xE6>", 7: "<0x97>", 8: "<0xA5>", 9: None}
-    vocabulary = Vocabulary(SimpleNamespace(convert_ids_to_tokens=pieces.get), "")
+    vocabulary = Vocabulary(SimpleNamespace(convert_ids_to_tokens=pieces.get), frozenset())
     assert b"".join(map(vocabulary.bytes_of, pieces)).decode() == " Hello日"

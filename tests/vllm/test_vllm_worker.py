@@ -18,6 +18,7 @@ from llmlb.bus import codec
 from llmlb.bus.errors import EngineCrashed, LlmlbError
 from llmlb.node.engine.interface import Capabilities
 from llmlb.node.engine.process import EngineProcess
+from llmlb.node.engine.vllm import SILENT_S
 from tests.vllm.rig import CONTEXT, ENDLESS, SLOTS, chat, options
 
 pytestmark = [
@@ -146,3 +147,23 @@ async def test_the_death_of_vllms_process_fails_every_request(worker: tuple[Engi
         assert listener.of(handle, "failed")[0]["error"]["reason"] == "engine_crashed"
     assert isinstance(listener.exits[0], EngineCrashed), "the worker goes too, so that the agent loads anew"
     await nothing_left(pid, listener)
+
+
+async def test_a_worker_whose_vllm_hangs_falls_silent_so_that_the_agent_ends_it(
+    worker: tuple[EngineProcess, Listener],
+) -> None:
+    process, listener = worker
+    pid = process.pid
+    assert pid is not None
+    process.submit(1, 0, codec.encode(chat(sampling=ENDLESS)))
+    await listener.until(lambda: listener.of(1, "delta"))
+    (core,) = [child for child, command in group(pid).items() if "EngineCore" in command]
+    os.kill(core, signal.SIGSTOP)
+    try:
+        async with asyncio.timeout(60):
+            while process.silent_s < SILENT_S:
+                await asyncio.sleep(0.2)
+        assert not listener.over(1)
+    finally:
+        os.kill(core, signal.SIGCONT)
+    await listener.until(lambda: listener.over(1))

@@ -12,7 +12,7 @@ from llmlb.bus.errors import InvalidRequest
 from llmlb.bus.messages.infer import InferRequest, ResponseFormat, Sampling, Tool
 from llmlb.node.engine.grammars import grammar_for, schema_gbnf
 from llmlb.node.engine.llama_grammar import GrammarMask, schema_grammar
-from llmlb.node.engine.llama_library import Model
+from llmlb.node.engine.llama_model import Model
 from llmlb.node.engine.prompts import RenderedPrompt
 from llmlb.node.engine.sampling import Sampler
 from llmlb.node.engine.tool_reader import ToolReader

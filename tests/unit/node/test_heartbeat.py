@@ -14,7 +14,7 @@ from llmlb.bus import tasks
 from llmlb.bus.messages.nodes import Heartbeat
 from llmlb.bus.settings import Settings
 from llmlb.node import heartbeat
-from llmlb.node.hardware import Hardware, HardwareReading
+from llmlb.node.hardware import Hardware, HardwareReading, Memory
 from llmlb.node.heartbeat import Heart
 from llmlb.node.store.catalog import Catalog
 
@@ -57,8 +57,14 @@ class Listener:
 
 
 class Pool:
+    def __init__(self) -> None:
+        self.memory: list[Memory | None] = []
+
     def loaded(self) -> list[Any]:
         return []
+
+    def look(self, memory: Memory | None) -> None:
+        self.memory.append(memory)
 
 
 @pytest.fixture
@@ -68,8 +74,10 @@ def machine() -> Machine:
 
 @pytest.fixture
 async def listener(tmp_path: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Listener]:
-    for name, value in (("READ_S", 0.02), ("LEAST_GAP_S", 0.001), ("INTERVAL_S", 0.01), ("FIRST_INTERVAL_S", 0.01)):
-        monkeypatch.setattr(heartbeat, name, value)
+    for name in ("READ_S", "INTERVAL_S", "FIRST_INTERVAL_S"):
+        monkeypatch.setattr(heartbeat, name, 0.01)
+    monkeypatch.setattr(heartbeat, "LEAST_GAP_S", 0.001)
+    monkeypatch.setattr(heartbeat, "WHOLE_S", 0.0)
     monkeypatch.setattr(tasks, "AGAIN_FIRST_S", 0.01)
     bus = Listener(tmp_path)
     heart = Heart(cast(Any, bus), "0" * 32, machine, Catalog([]), cast(Any, Pool()), load=lambda: 0)
@@ -115,3 +123,28 @@ async def test_a_reading_that_fails_is_tried_again(
     await asyncio.to_thread(failed.wait, 20)
     await listener.more(3)
     assert caplog.text.count("the driver is gone") >= 1
+
+
+async def test_a_machine_without_a_driver_is_read_as_a_whole_only_now_and_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between that the thread sleeps; what changes each second is read all the same, and the pool is told."""
+    for name in ("INTERVAL_S", "FIRST_INTERVAL_S"):
+        monkeypatch.setattr(heartbeat, name, 0.01)
+    machine, bus, pool = Machine(), Listener(tmp_path), Pool()
+    heart = Heart(cast(Any, bus), "0" * 32, machine, Catalog([]), cast(Any, pool), load=lambda: 0)
+    light = HardwareReading(cpu_percent=2.0, memory_total_bytes=2**34, memory_available_bytes=2**20, gpus=())
+    monkeypatch.setattr(machine, "light", lambda: light)
+    machine.threads.clear()
+    heart.start("127.0.0.1:1")
+    await bus.more(3)
+    assert {name.partition("_")[0] for name in machine.threads} == {"heartbeat"}, "the first one is"
+    machine.threads.clear()
+    await bus.more(3)
+    assert machine.threads == set()
+    assert heart.reading == light
+    assert Memory(2**34, 2**20) in pool.memory
+    machine.has_driver = True
+    await bus.more(3)
+    assert {name.partition("_")[0] for name in machine.threads} == {"heartbeat"}, "a GPU is read each time"
+    await heart.stop()

@@ -12,11 +12,14 @@ from llmlb.bus.errors import Conflict, ModelLoadFailed, OutOfMemory
 from llmlb.bus.messages.models import ModelInfo
 from llmlb.bus.messages.nodes import GpuReading
 from llmlb.bus.settings import Settings
+from llmlb.node.engine import pool as pools
 from llmlb.node.engine import room as rooms
 from llmlb.node.engine.interface import LoadOptions
-from llmlb.node.engine.pool import EnginePool, Loaded
+from llmlb.node.engine.pool import EnginePool
+from llmlb.node.engine.pool_interface import Loaded
 from llmlb.node.engine.process import EngineProcess, Listener
 from llmlb.node.hardware import Memory
+from llmlb.node.lifecycle import Lifecycle
 from llmlb.node.running import _processor
 from llmlb.node.store.catalog import StoredModel
 
@@ -164,3 +167,88 @@ async def test_a_number_of_layers_that_is_none_is_as_if_the_file_did_not_say(mak
 @pytest.mark.parametrize(("share", "shown"), [(0, "100% CPU"), (1, "100% GPU"), (0.52, "48%/52% CPU/GPU")])
 def test_where_a_model_is_in_words(share: float, shown: str) -> None:
     assert _processor(share) == shown
+
+
+async def idle(pool: EnginePool, name: str) -> Loaded:
+    """A model that is in memory, with nothing on it."""
+    made: list[FakeProcess] = []
+
+    def process(listener: Listener) -> EngineProcess:
+        made.append(FakeProcess(listener))
+        made[-1].may_load.set()
+        return made[-1]
+
+    pool.make_process = process
+    loaded = await pool.ready(model(1, name))
+    pool.release(loaded)
+    return loaded
+
+
+async def gone(pool: EnginePool, name: str) -> None:
+    async with asyncio.timeout(20):
+        while pool.state(name) != "absent":
+            await asyncio.sleep(0.001)
+
+
+async def test_an_idle_model_goes_when_a_reading_says_that_memory_is_short(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the next look by itself is away: the heartbeat has just read the memory."""
+    monkeypatch.setattr(pools, "TICK_S", 3600.0)
+    pool = make(32, None)
+    pool.open()
+    await idle(pool, "a")
+    for there in (Memory(32 * GIB, 16 * GIB), None):
+        pool.look(there)
+        await asyncio.sleep(0.02)
+        assert pool.state("a") == "ready"
+    pool.look(Memory(32 * GIB, GIB))
+    await gone(pool, "a")
+    await pool.close()
+
+
+async def test_a_pool_that_nobody_reads_for_sees_itself_that_memory_is_short(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pools, "TICK_S", 0.01)
+    monkeypatch.setattr(pools, "TICK_LEAST_S", 0.01)
+    pool = make(32, None)
+    pool.open()
+    await idle(pool, "a")
+    monkeypatch.setattr(rooms, "spare_memory", lambda: Memory(32 * GIB, GIB))
+    await gone(pool, "a")
+    await pool.close()
+
+
+async def test_a_model_goes_when_its_keep_alive_is_over_and_the_next_one_too(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long it is until the next look: a pool without models sleeps until one comes."""
+    monkeypatch.setattr(pools, "TICK_S", 3600.0)
+    monkeypatch.setattr(pools, "TICK_LEAST_S", 0.01)
+    pool = make(32, None)
+    pool._life = Lifecycle(0.05)
+    pool.open()
+    for name in "ab":
+        await idle(pool, name)
+        await gone(pool, name)
+    await pool.close()
+
+
+async def test_a_busy_worker_that_says_nothing_is_ended_at_the_stall_limit(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pools, "TICK_S", 3600.0)
+    monkeypatch.setattr(pools, "TICK_LEAST_S", 0.01)
+    pool = make(32, None)
+    pool._settings = Settings.load({"LLMLB_STALL_TIMEOUT": "0.05"})
+    pool.open()
+    loaded = await idle(pool, "a")
+    ended = asyncio.Event()
+    assert loaded.process is not None
+    monkeypatch.setattr(loaded.process, "kill", ended.set)
+    loaded.handles.add(1)
+    pool.look(None)
+    async with asyncio.timeout(20):
+        await ended.wait()
+    await pool.close()

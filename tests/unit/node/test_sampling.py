@@ -244,6 +244,29 @@ def test_penalties_and_biases_are_those_of_llama_cpp_and_openai(
     assert np.allclose(adjusted(logits, sampling, prompt, answer), expected, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("repeat", [5e-324, 1e-45, 1e-38, 1e-3, 4.0])
+@pytest.mark.parametrize("worst", [-2.0, 2.0])
+@pytest.mark.parametrize("temperature", [0.0, 5e-324, 2.0])
+@pytest.mark.filterwarnings("error")
+def test_the_most_extreme_penalties_and_biases_leave_logits_that_are_numbers(
+    repeat: float, worst: float, temperature: float
+) -> None:
+    logits = np.array([0.0, 1e-3, -30.0, 30.0, 500.0, -500.0, 7.0], dtype=np.float32)
+    sampling = Sampling(
+        **{**NEUTRAL, "temperature": temperature},
+        repeat_penalty=repeat,
+        presence_penalty=worst,
+        frequency_penalty=worst,
+        seed=1,
+        logit_bias=tuple(LogitBias(token_id=token, bias=bias) for token, bias in ((0, -100), (1, 100), (6, 5e-324))),
+    )
+    seen = list(range(7)) * 40
+    assert np.isfinite(adjusted(logits, sampling, seen, seen)).all()
+    sampler = Sampler(sampling, prompt=seen)
+    for _ in range(3):
+        sampler.accept(sampler.sample(logits))
+
+
 def test_biases_ban_and_force() -> None:
     logits = some(100)
     top = int(logits.argmax())

@@ -14,17 +14,9 @@ from hypothesis import strategies as st
 from llmlb.bus.errors import ContextOverflow, EngineCrashed, InvalidRequest, LlmlbError, ModelLoadFailed, NodeBusy
 from llmlb.bus.messages.infer import ChatMessage, InferRequest, Sampling
 from llmlb.node.engine.interface import Engine, LoadOptions
-from llmlb.node.engine.simulated import (
-    VECTOR_SIZE,
-    Fault,
-    FaultScript,
-    Script,
-    SimulatedEngine,
-    SimulatedSpec,
-    token_text,
-    vector,
-)
+from llmlb.node.engine.simulated import Fault, FaultScript, SimulatedEngine, SimulatedSpec
 from llmlb.node.engine.simulated_pool import SimulatedSource
+from llmlb.node.engine.simulated_script import VECTOR_SIZE, Script, token_text, vector
 from llmlb.node.engine.worker import make_engine
 
 

@@ -56,6 +56,56 @@ def test_a_template_that_is_not_jinja_fails_at_load() -> None:
         ChatTemplate("{% for x in %}")
 
 
+SHARED = (
+    "{% set ns = namespace(a=['x'], b=['x'], t=('x',), d={}) %}{% for i in range(60) %}"
+    "{% set ns.a = [ns.a, ns.a] %}{% set ns.b = [ns.b, ns.b] %}{% set ns.t = (ns.t, ns.t) %}"
+    "{% set ns.d = {1: ns.d, 2: ns.d} %}"
+    "{% endfor %}"
+)
+"""Lists of sixty levels, whose text has 2 ** 60 characters."""
+SHARED_PRINTED = [
+    "{{ ns.a }}",
+    "{{ ns.d }}",
+    "{{ ns }}",
+    "{{ ns.d.values() }}",
+    "{{ ns.d.items() }}",
+    "{{ 'a' ~ ns.a }}",
+    "{{ ns.a|string }}",
+    "{{ ns.a|tojson }}",
+    "{{ {'a': ns.d}|tojson(indent=1) }}",
+    "{{ ns.a|pprint }}",
+    "{{ ns.a|join }}",
+    "{{ [ns.a]|join('-') }}",
+    "{{ ns.a|upper }}",
+    "{{ ns.a|replace('a', 'b') }}",
+    "{{ [ns.a]|map('string')|list }}",
+    "{{ '{}'.format(ns.a) }}",
+    "{{ '{x}'.format(x=ns.a) }}",
+    "{{ raise_exception(ns.a) }}",
+    "{% if ns.a == ns.b %}{% endif %}",
+    "{% if ns.a < ns.b %}{% endif %}",
+    "{% if ns.a in [ns.b] %}{% endif %}",
+    "{% if ns.a is eq(ns.b) %}{% endif %}",
+    "{% if ns.a is in([ns.b]) %}{% endif %}",
+    "{{ [{'a': ns.a}]|selectattr('a', 'equalto', ns.b)|list|length }}",
+    "{{ [ns.a, ns.b]|sort|length }}",
+    "{{ [ns.a, ns.b]|max|length }}",
+    "{{ [ns.a]|map('list') }}",
+    "{{ [ns.a]|map('list')|tojson }}",
+    "{{ [ns.a]|map('list')|join }}",
+    "{{ [ns.a, ns.b]|map('list')|sort|length }}",
+    "{% if ns.a in [ns.b]|map('list') %}{% endif %}",
+    "{{ dict([(ns.t, 1)]|map('list'))|length }}",
+    "{{ [ns.b].index(ns.a) }}",
+    "{{ {}.get(ns.t) }}",
+    "{{ {}[ns.t] }}",
+    "{{ {ns.t: 1}|length }}",
+    "{{ dict([(ns.t, 1)])|length }}",
+    "{{ [ns.t]|unique|list|length }}",
+    "{% for x in [ns.a, ns.b] %}{{ loop.changed(x) }}{% endfor %}",
+]
+
+
 @pytest.mark.parametrize(
     "hostile",
     [
@@ -100,6 +150,7 @@ def test_a_template_that_is_not_jinja_fails_at_load() -> None:
         "{{ 'x'|filesizeformat }}",
         "{{ lipsum(n=1000000) }}",
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        *(SHARED + printed for printed in SHARED_PRINTED),
     ],
 )
 def test_a_hostile_template_gets_nothing_and_ends(hostile: str) -> None:
@@ -138,3 +189,22 @@ def test_tags_that_are_for_training_change_nothing() -> None:
     template = ChatTemplate("{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}")
     assert template.render(USER) == "hi"
     assert ChatTemplate("{{ messages|map(attribute='role')|tojson }}").render(USER) == '["user"]'
+
+
+def test_values_are_written_compared_and_hashed_as_jinja_does_it() -> None:
+    cases = {
+        "{{ [1, 'a', [none]] }}{{ {'a': (1, 2)} }}{{ [1] ~ 'b' ~ 2 }}": "[1, 'a', [None]]{'a': (1, 2)}[1]b2",
+        "{{ [1, 2] == [1, 2] }}{{ 1 < 2 < 3 }}{{ [1] in [[1]] }}{{ 'a' not in {'a': 1} }}": "TrueTrueTrueFalse",
+        "{{ {('a', 1): 'x'}[('a', 1)] }}{{ dict(a=1).get('a') }}{{ {'a': 1}.items()|list }}": "x1[('a', 1)]",
+        "{{ [3, 1]|sort }}{{ [{'a': 1}, {'a': 2}]|selectattr('a', 'eq', 2)|list }}": "[1, 3][{'a': 2}]",
+        "{% set x = [1] %}{% set y = [x, x, x] %}{{ y }}{{ y|tojson }}{{ namespace(a=y) }}": "[[1], [1], [1]]"
+        "[[1], [1], [1]]<Namespace {'a': [[1], [1], [1]]}>",
+        "{{ undefined_thing }}{{ 'a' ~ undefined_thing ~ true }}": "aTrue",
+    }
+    for source, rendered in cases.items():
+        assert ChatTemplate(source).render(USER) == rendered
+
+
+def test_a_value_that_is_shared_and_not_written_out_is_no_harm() -> None:
+    source = SHARED + "{{ ns.a|length }}{{ ns.a is defined }}{{ messages[0].role }}"
+    assert ChatTemplate(source).render(USER) == "2Trueuser"
