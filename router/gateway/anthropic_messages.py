@@ -84,6 +84,8 @@ class _Reader:
         elif kind == "tool_use" and role == "assistant":
             self._turn(role).calls.append(_call(block, where))
         elif kind == "thinking" and role == "assistant":
+            if not isinstance(block.get("signature"), str | None):
+                raise InvalidRequest("must be a text", param=f"{where}.signature")
             self._turn(role).reasoning.append(_text(block, "thinking", where))
         elif kind not in _SKIPPED:
             raise InvalidRequest(f"blocks of type '{kind}' are not supported in a turn of role {role}", param=where)
@@ -111,6 +113,8 @@ class _Reader:
     def _result(self, block: dict[str, Any], where: str) -> None:
         """A tool's result is a turn of its own."""
         turn = _Turn("tool", tool_call_id=_text(block, "tool_use_id", where))
+        if not isinstance(block.get("is_error"), bool | None):
+            raise InvalidRequest("must be true or false", param=f"{where}.is_error")
         content = block.get("content")
         if isinstance(content, str):
             turn.parts.append(ContentPart(type="text", text=content))

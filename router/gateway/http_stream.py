@@ -208,14 +208,17 @@ class StrictHttp(Http):
 
     async def read(self) -> bytes | None:
         """Sanic's way to get rid of a body that nobody read: only what is here already, else the connection ends."""
-        if self.request_body is True and self.request_bytes_left <= len(self.recv_buffer):
-            self.request_body = None
-            self._taken(self.request_bytes_left)
-            return None
-        self.keep_alive = False
-        self.request_body = None
-        self.protocol.linger = True
+        self._leave_body()
         return None
+
+    def _leave_body(self) -> None:
+        here = self._body_is_here()
+        self.request_body = None
+        if here:
+            self._taken(self.request_bytes_left)
+            return
+        self.keep_alive = False
+        self.protocol.linger = True
 
     # Answers
 
@@ -224,6 +227,8 @@ class StrictHttp(Http):
         if self.expecting_continue or (self.request_body and not self._body_is_here()):
             self.expecting_continue = False
             self.keep_alive = False
+        if self.request_body and 200 <= response.status < 300:
+            self._leave_body()  # of OPTIONS, which no handler sees: Sanic's log has an error of it else
         return super().respond(response)
 
     def _body_is_here(self) -> bool:

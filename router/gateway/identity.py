@@ -15,7 +15,7 @@ from llmlb.bus.messages.identity import ApiKey, KeyLimits, User
 from llmlb.router.gateway import cors
 from llmlb.router.gateway.auth import Principal, principal_of
 from llmlb.router.gateway.cookies import clear_login, set_login
-from llmlb.router.gateway.openai_schema import parse
+from llmlb.router.gateway.openai_schema import Number, parse
 from llmlb.router.gateway.peers import is_foreign_page, peer_of
 from llmlb.router.identity.office import PERMISSIONS, Office
 from llmlb.router.identity.passwords import MAX_LENGTH
@@ -78,7 +78,7 @@ class InvitationBody(_Body, json_schema_extra={"examples": [{"role": "viewer"}]}
     """POST /v0/users/invitations."""
 
     role: StrictStr = Field(default="viewer", max_length=MAX_TEXT, description="of the user it makes: admin or viewer")
-    expires_in_s: float = Field(default=WEEK_S, gt=0, le=4 * WEEK_S, description="seconds; four weeks at most")
+    expires_in_s: Number = Field(default=WEEK_S, gt=0, le=4 * WEEK_S, description="seconds; four weeks at most")
 
 
 class KeyBody(

@@ -20,6 +20,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictStr
 
+from llmlb.router.gateway.query_schema import DIGITS
+
 MAX_ADDRESS = 1024
 MAX_FILE = 512
 MAX_TEMPLATE = 256 * 1024
@@ -67,6 +69,6 @@ class CatalogQuery(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     q: str = Field(default="", max_length=200, description="words to look for; empty: the most downloaded")
-    page: int = Field(default=1, ge=1, le=100, description="from 1")
-    limit: int = Field(default=50, ge=1, le=100, description="models a page")
+    page: Annotated[int, Field(ge=1, le=100), DIGITS] = Field(default=1, description="from 1")
+    limit: Annotated[int, Field(ge=1, le=100), DIGITS] = Field(default=50, description="models a page")
     quant: str | None = Field(default=None, min_length=1, max_length=32, description="such as Q4_K_M")

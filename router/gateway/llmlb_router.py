@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictStr
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
 from sanic import Blueprint, Request
 from sanic.response import HTTPResponse, raw
 
 from llmlb.bus.codec import encode
 from llmlb.bus.messages.base import Message
 from llmlb.bus.messages.router import ChangeNode, MakeJoinToken
-from llmlb.router.gateway.openai_schema import parse
+from llmlb.router.gateway.openai_schema import Number, parse
 
 routes = Blueprint("llmlb_router", url_prefix="/v0")
 
@@ -34,8 +34,8 @@ class JoinTokenBody(BaseModel, json_schema_extra={"examples": [{"name": "rack 3"
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: StrictStr = Field(default="", max_length=100, description="what it is for, for people")
-    uses: int | None = Field(default=None, ge=1, le=10_000, description="nodes it lets in; left out: any number")
-    expires_in_s: float | None = Field(default=None, gt=0, le=TEN_YEARS_S, description="seconds; left out: never")
+    uses: StrictInt | None = Field(default=None, ge=1, le=10_000, description="nodes it lets in; left out: any number")
+    expires_in_s: Number | None = Field(default=None, gt=0, le=TEN_YEARS_S, description="seconds; left out: never")
 
 
 def message(body: Message, *, status: int = 200) -> HTTPResponse:

@@ -36,8 +36,10 @@ def items_of(given: str | list[Any]) -> list[Item]:
 def _item(item: Any, where: str) -> Item:
     if not isinstance(item, dict):
         raise InvalidRequest("an item must be an object", param=where)
-    kind = item.get("type") or ("message" if "role" in item else None)
-    if kind not in _PREFIX:
+    kind = item.get("type")
+    if kind is None and "role" in item:
+        kind = "message"
+    if not isinstance(kind, str) or kind not in _PREFIX:
         shown = f"items of type '{kind}'"[:80] if isinstance(kind, str) else "an item without a type or role"
         raise InvalidRequest(f"{shown} are not supported: {', '.join(_PREFIX)} are", param=f"{where}.type")
     given_id = item.get("id")
@@ -53,6 +55,10 @@ def _item(item: Any, where: str) -> Item:
                 out["content"][0]["annotations"] = []
         elif not isinstance(content, list):
             raise InvalidRequest("must be a text or a list of parts", param=f"{where}.content")
+    if kind == "reasoning":
+        for key in ("content", "summary"):
+            if not isinstance(item.get(key), list | None):
+                raise InvalidRequest("must be a list of parts", param=f"{where}.{key}")
     out.setdefault("status", "completed")
     return out
 

@@ -97,6 +97,9 @@ class CountBody(Body, json_schema_extra={"examples": [_COUNT_EXAMPLE]}):
     def check(self) -> None:
         """Raises InvalidRequest for what is known and not supported."""
         refuse("conversation", self.conversation is not None, "previous_response_id")
+        for index, tool in enumerate(self.tools or ()):
+            if not isinstance(tool, dict):
+                raise InvalidRequest("a tool must be an object", param=f"tools.{index}.type")
 
     def request(
         self, request_id: str, before: Sequence[Item], items: Sequence[Item], *, count_only: bool = False
@@ -151,8 +154,8 @@ class CountBody(Body, json_schema_extra={"examples": [_COUNT_EXAMPLE]}):
             raise InvalidRequest(
                 f"tool_choice: type '{kind}' is not supported: function and allowed_tools are", param="tool_choice"
             )
-        found = {tool.get("name") for tool in wanted if isinstance(tool, dict)}
-        if not found or not found <= names:
+        found = [tool.get("name") for tool in wanted if isinstance(tool, dict)]
+        if not found or not all(isinstance(name, str) and name in names for name in found):
             raise InvalidRequest("tool_choice: names what is not among the tools", param="tool_choice")
         return ("required" if mode == "required" else "auto"), {str(name) for name in found}
 
@@ -255,6 +258,7 @@ class ResponsesRequest(CountBody, json_schema_extra={"examples": [_EXAMPLE]}):
 
 class _Function(FunctionBody):
     type: Literal["function"]
+    strict: StrictBool | None = None
 
 
 def _tool(tool: Any, where: str) -> Tool:

@@ -10,6 +10,7 @@ from pydantic import WithJsonSchema
 
 Schema = dict[str, Any]
 _TEXT: Schema = {"type": "string"}
+_NULL: Schema = {"type": "null"}
 _BASE64 = r"^[A-Za-z0-9+/]*={0,2}$"
 
 
@@ -20,12 +21,17 @@ def _object(title: str, kinds: str | tuple[str, ...], needed: dict[str, Schema],
     return {"type": "object", "title": title, "required": ["type", *needed], "properties": properties}
 
 
+def _or_null(*schemas: Schema) -> Schema:
+    return {"anyOf": [*schemas, _NULL]}
+
+
 def _any(title: str, *schemas: Schema) -> Schema:
     return {"title": title, "anyOf": list(schemas)}
 
 
 _URL: Schema = {**_TEXT, "description": "`data:image/png;base64,…`; http(s) where LLMLB_IMAGE_URLS allows it"}
 _URL_OBJECT: Schema = {"type": "object", "required": ["url"], "properties": {"url": _URL}}
+_ADDRESS: Schema = {"anyOf": [_URL_OBJECT, _URL]}
 _SOURCES: Schema = {
     "anyOf": [
         _object(
@@ -41,23 +47,27 @@ _SOURCES: Schema = {
 }
 
 _CHAT_PART = _any(
-    "Part", _object("Text", "text", {"text": _TEXT}), _object("Image", "image_url", {"image_url": _URL_OBJECT})
+    "Part", _object("Text", "text", {"text": _TEXT}), _object("Image", "image_url", {"image_url": _ADDRESS})
 )
 ChatPart = Annotated[Any, WithJsonSchema(_CHAT_PART)]
 """Of a message of /v1/chat/completions."""
 
 _TEXT_BLOCK = _object("Text", "text", {"text": _TEXT})
-_BLOCK_IN = _any(
-    "Block",
+_SEEN = (
     _TEXT_BLOCK,
     _object("Image", "image", {"source": _SOURCES}),
     _object("Document", "document", {"source": _object("Source", "text", {"data": _TEXT})}),
-    _object("Thinking", "thinking", {"thinking": _TEXT}, signature=_TEXT),
+)
+_BLOCK_IN = _any(
+    "Block",
+    *_SEEN,
+    _object("Thinking", "thinking", {"thinking": _TEXT}, signature=_or_null(_TEXT)),
+    _object("RedactedThinking", "redacted_thinking", {}),
     _object("ToolUse", "tool_use", {"id": _TEXT, "name": _TEXT, "input": {"type": "object"}}),
     _object(
         *("ToolResult", "tool_result", {"tool_use_id": _TEXT}),
-        content={"anyOf": [_TEXT, {"type": "array", "items": _TEXT_BLOCK}]},
-        is_error={"type": "boolean"},
+        content=_or_null(_TEXT, {"type": "array", "items": {"anyOf": list(_SEEN)}}),
+        is_error=_or_null({"type": "boolean"}),
     ),
 )
 TextBlock = Annotated[Any, WithJsonSchema(_TEXT_BLOCK)]
@@ -67,8 +77,9 @@ BlockIn = Annotated[Any, WithJsonSchema(_BLOCK_IN)]
 
 _RESPONSE_PART = _any(
     "Part",
-    _object("Text", ("input_text", "output_text"), {"text": _TEXT}),
-    _object("Image", "input_image", {"image_url": _URL}),
+    _object("Text", ("input_text", "output_text", "text"), {"text": _TEXT}),
+    _object("Refusal", "refusal", {"refusal": _TEXT}),
+    _object("Image", "input_image", {"image_url": _ADDRESS}),
 )
 _ITEM_IN = _any(
     "Item",
@@ -77,7 +88,7 @@ _ITEM_IN = _any(
         "title": "Message",
         "required": ["role", "content"],
         "properties": {
-            "type": {"type": "string", "const": "message"},
+            "type": _or_null({"type": "string", "const": "message"}),
             "role": {"type": "string", "enum": ["user", "assistant", "system", "developer"]},
             "content": {"anyOf": [_TEXT, {"type": "array", "items": _RESPONSE_PART}]},
         },
@@ -87,16 +98,16 @@ _ITEM_IN = _any(
         *("FunctionCallOutput", "function_call_output"),
         {"call_id": _TEXT, "output": {"anyOf": [_TEXT, {"type": "array", "items": _RESPONSE_PART}]}},
     ),
-    _object("Reasoning", "reasoning", {}, summary={"type": "array"}, content={"type": "array"}),
+    _object("Reasoning", "reasoning", {}, summary=_or_null({"type": "array"}), content=_or_null({"type": "array"})),
 )
 ItemIn = Annotated[Any, WithJsonSchema(_ITEM_IN)]
 """Of the input of /v1/responses."""
 
 _FUNCTION_TOOL = _object(
     *("Function", "function", {"name": {**_TEXT, "pattern": "^[A-Za-z0-9_.-]{1,64}$"}}),
-    description=_TEXT,
-    parameters={"type": "object"},
-    strict={"type": "boolean"},
+    description=_or_null(_TEXT),
+    parameters=_or_null({"type": "object"}),
+    strict=_or_null({"type": "boolean"}),
 )
 FunctionTool = Annotated[Any, WithJsonSchema(_FUNCTION_TOOL)]
 """Of /v1/responses."""

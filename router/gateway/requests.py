@@ -20,6 +20,7 @@ routes = Blueprint("requests", url_prefix="/v0")
 
 TEXT_MAX = 1024
 _NODE = re.compile(r"[0-9a-f]{1,32}")
+_NUMBER = re.compile(r"[+-]?[0-9]{1,400}(\.[0-9]{0,400})?([eE][+-]?[0-9]{1,4})?")
 
 
 def _text(value: str) -> str:
@@ -44,6 +45,8 @@ def _node(value: str) -> str:
 
 
 def _number(value: str) -> float:
+    if not _NUMBER.fullmatch(value):  # float() takes blanks, underscores and other scripts' digits too
+        raise ValueError(value)
     number = float(value)
     if not math.isfinite(number):
         raise ValueError(value)

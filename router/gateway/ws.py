@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -22,6 +22,7 @@ from llmlb.router.gateway import auth, cors, entry
 from llmlb.router.gateway.auth import Principal, principal_of
 from llmlb.router.gateway.peers import host_of
 from llmlb.router.gateway.ports import Feed, Gateway
+from llmlb.router.gateway.query_schema import DIGITS
 from llmlb.router.live_feed import PERMISSIONS
 
 log = logging.getLogger("llmlb.router.gateway.ws")
@@ -50,8 +51,8 @@ class EventsQuery(BaseModel):
         max_length=256,
         description=f"only these, comma-separated: {', '.join(sorted(PERMISSIONS))}; left out: all that one may read",
     )
-    after: int | None = Field(
-        default=None, ge=0, le=2**63 - 1, description="the id of the last message one has; left out: from now on"
+    after: Annotated[int, Field(ge=0, le=2**63 - 1), DIGITS] | None = Field(
+        default=None, description="the id of the last message one has; left out: from now on"
     )
     stream: str | None = Field(
         default=None, max_length=64, description="the `stream` of the `hello` that came with that id"

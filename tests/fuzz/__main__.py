@@ -1,8 +1,12 @@
-"""``make fuzz``: longer than the test. ``python -m tests.fuzz [--seed N] [--minutes N] [--role router|node]``."""
+"""``make fuzz``: longer than the test, and other requests each time.
+
+``python -m tests.fuzz [--seed N] [--minutes N] [--role router|node]``
+"""
 
 from __future__ import annotations
 
 import argparse
+import random
 import sys
 import tempfile
 from pathlib import Path
@@ -12,11 +16,12 @@ from tests.fuzz.run import fuzz, target
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make fuzz", description=__doc__)
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=random.randrange(2**31), help="else another one each time")
     parser.add_argument("--minutes", type=float, default=5.0, help="for each gateway")
     parser.add_argument("--examples", type=int, default=200, help="for each operation")
     parser.add_argument("--only", default=".", help="a regular expression for paths")
     parser.add_argument("--role", choices=("router", "node"), action="append")
+    parser.add_argument("--workers", type=int, default=1, help="2 find more, and at times what is wrong in Hypothesis")
     given = parser.parse_args()
     failed = False
     with tempfile.TemporaryDirectory() as folder, target(Path(folder)) as it:
@@ -25,13 +30,15 @@ def main() -> int:
                 *(it, role),
                 seed=given.seed,
                 examples=given.examples,
-                max_time_s=int(given.minutes * 60),
+                max_time_s=max(1, int(given.minutes * 60)),
                 only=given.only,
+                workers=given.workers,
             )
             print(report)
             failed = failed or code != 0
-        failed = failed or "Traceback" in it.process.output()
-    return int(failed)
+        trouble = it.trouble()
+        print("\n".join(["In the output of the server:", *trouble]) if trouble else "")
+    return int(failed or bool(trouble))
 
 
 if __name__ == "__main__":

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import schemathesis
 
-EXCUSED = {"hub_unavailable"}
-"""Codes of a 503 that is right here: the hub is not there."""
+EXCUSED = {"hub_unavailable", "model_downloading"}
+"""Codes of a 503 that is right here: the hub is not there, and what is pulled from it never comes."""
+EXCUSED_TEXT = "is being downloaded; GET /v0/tasks"
+"""The same on the routes of Anthropic's API, whose errors have no codes."""
 
 
 @schemathesis.check
@@ -13,5 +15,6 @@ def no_failure(ctx: schemathesis.CheckContext, response: schemathesis.Response, 
     """No 5xx, but for what is known to be away."""
     if response.status_code < 500:
         return
-    code = response.json().get("error", {}).get("code") if response.status_code == 503 else None
-    assert code in EXCUSED, f"{response.status_code}: {response.text[:300]}"
+    error = response.json()["error"] if response.status_code == 503 else {}
+    excused = error.get("code") in EXCUSED or EXCUSED_TEXT in error.get("message", "")
+    assert excused, f"{response.status_code}: {response.text[:300]}"

@@ -16,6 +16,8 @@ import httpx
 from tests.support.cluster import Process, cluster
 
 ROOT = Path(__file__).parents[2]
+CONFIG = "always.toml", "fixed.toml"
+"""Schemathesis's settings, in this folder: of every run, and of one without a limit of time."""
 CHECKS = (
     "no_failure",
     "status_code_conformance",
@@ -26,6 +28,9 @@ CHECKS = (
     "unsupported_method",
 )
 PERMISSIONS = ["inference", "models.read", "registry", "nodes", "logs", "metrics", "users"]
+FIXED_RUN_S = 400
+"""Seconds after which a run without a limit of time is given up: ten times what it takes."""
+_TROUBLE = re.compile(r"Traceback \(most recent|Warning: |^\S+Z (ERROR|CRITICAL) ")
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,10 @@ class Target:
 
     def url(self, role: str) -> str:
         return self.process.url if role == "router" else self.process.node_url
+
+    def trouble(self) -> list[str]:
+        """Lines of its output that a request must not lead to: errors, tracebacks, warnings of Python."""
+        return [line for line in self.process.output().splitlines() if _TROUBLE.search(line)]
 
 
 @contextlib.contextmanager
@@ -55,24 +64,36 @@ def target(root: Path) -> Iterator[Target]:
         yield Target(process, made.json()["key"])
 
 
-def fuzz(it: Target, role: str, *, seed: int, examples: int, max_time_s: int, only: str = ".") -> tuple[int, str]:
-    """Schemathesis's exit code and its report, which has a curl line for each failure. ``only``: paths, as a regex."""
-    url = it.url(role)
+def fuzz(
+    it: Target, role: str, *, seed: int, examples: int, max_time_s: int | None, only: str = ".", workers: int = 2
+) -> tuple[int, str]:
+    """Schemathesis's exit code and its report, which has a curl line for each failure. ``only``: paths, as a regex.
+
+    ``max_time_s`` None: each operation is given ``examples`` and no more, the same ones in every run. Else it goes on
+    until then, with others each time round, and what the server has answered goes into what it is asked.
+    """
+    timed = [] if max_time_s is None else ["--max-time", str(max_time_s)]
+    folder = it.process.log.parent
+    config = folder / "schemathesis.toml"
+    config.write_text("".join((Path(__file__).parent / name).read_text() for name in CONFIG[: 1 if timed else 2]))
     command = [
-        *(str(Path(sys.executable).parent / "schemathesis"), "run", f"{url}/openapi.json"),
+        *(str(Path(sys.executable).parent / "schemathesis"), "--config-file", str(config)),
+        *("run", f"{it.url(role)}/openapi.json"),
         *("--header", f"Authorization: Bearer {it.key}"),
         *("--checks", ",".join(CHECKS)),
-        *("--phases", "examples,coverage,fuzzing", "--max-examples", str(examples), "--max-time", str(max_time_s)),
-        *("--seed", str(seed), "--generation-database", "none", "--workers", "2"),
+        *("--phases", "examples,coverage,fuzzing", "--max-examples", str(examples), *timed),
+        *("--seed", str(seed), "--generation-database", "none", "--workers", str(workers)),
         *("--request-timeout", "120", "--continue-on-failure", "--no-color", "--no-shrink", "--warnings", "off"),
+        *("--suppress-health-check", "all"),
         *("--include-path-regex", only),
         *("--generation-with-security-parameters", "false"),
     ]
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("LLMLB_", "HF_"))}
     environ = {**kept, "SCHEMATHESIS_HOOKS": "tests.fuzz.hooks", "PYTHONPATH": str(ROOT), "NO_PROXY": "127.0.0.1"}
-    done = subprocess.run(
-        command, cwd=it.process.log.parent, env=environ, capture_output=True, text=True, timeout=max_time_s + 130
-    )
+    if max_time_s is None:
+        environ["PYTHONHASHSEED"] = "0"  # what is drawn from a set depends on its order
+    limit_s = FIXED_RUN_S if max_time_s is None else max_time_s + 130
+    done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=limit_s)
     lines = it.process.output().splitlines()
-    seen = [line for line in lines if re.search(r"request_failed|Traceback", line)]
+    seen = [line for line in lines if "request_failed" in line or _TROUBLE.search(line)]
     return done.returncode, "\n".join([done.stdout, done.stderr, *seen[-40:]])

@@ -1,7 +1,8 @@
 """Requests that schemathesis makes from the OpenAPI document, and what breaks it, against a real ``llmlb serve``.
 
 No answer is a 5xx, none has a status, media type, header or body that the document does not tell, and nothing that the
-document forbids is taken. ``make fuzz`` is the same for longer.
+document forbids is taken; and none leaves an error or a warning of Python in the server's output. The requests are the
+same in every run: a number of them, no limit of time. ``make fuzz`` is longer, and has others each time.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import pytest
 from tests.fuzz.run import Target, fuzz, target
 
 SEED = 1
-EXAMPLES = 5
-"""Of each operation and phase."""
+EXAMPLES = 3
+"""Of each operation, beside those that go through all that its schema says one by one."""
 SHOWN = 8000
 
 
@@ -22,14 +23,15 @@ SHOWN = 8000
 def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     with target(tmp_path_factory.mktemp("fuzz")) as it:
         yield it
-        assert "Traceback" not in it.process.output()
 
 
+@pytest.mark.timeout(500)
 @pytest.mark.parametrize(
-    ("role", "only", "max_time_s"),
+    ("role", "only"),
     # What is below /v1 is the same code on both.
-    [("router", ".", 30), ("node", "^/v0/(?!auth|users|keys)|^/[a-z.]*$", 10)],
+    [("router", "."), ("node", "^/v0/(?!auth|users|keys)|^/[a-z.]*$")],
 )
-def test_no_answer_breaks_off_and_none_is_undocumented(fuzzed: Target, role: str, only: str, max_time_s: int) -> None:
-    code, report = fuzz(fuzzed, role, seed=SEED, examples=EXAMPLES, max_time_s=max_time_s, only=only)
+def test_no_answer_breaks_off_and_none_is_undocumented(fuzzed: Target, role: str, only: str) -> None:
+    code, report = fuzz(fuzzed, role, seed=SEED, examples=EXAMPLES, max_time_s=None, only=only, workers=1)
     assert code == 0, report[-SHOWN:]
+    assert not fuzzed.trouble()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,52 @@ async def test_options_says_what_every_route_takes(tmp_path: Path, monkeypatch: 
             assert answer.headers["x-request-id"]
             assert not [name for name in answer.headers if name.startswith("access-control")]
         assert (await http.options("/nowhere")).status_code == 404
+
+
+async def raw_answer(reader: asyncio.StreamReader) -> str:
+    """The head of an answer."""
+    async with asyncio.timeout(10):
+        return (await reader.readuntil(b"\r\n\r\n")).decode()
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_options_with_a_body_is_no_error_and_the_next_request_on_the_connection_is_answered(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, chunked: bool
+) -> None:
+    length = b"transfer-encoding: chunked" if chunked else b"content-length: 5"
+    body = b"5\r\nhello\r\n0\r\n\r\n" if chunked else b"hello"
+    async with serving(tmp_path, Scripted()) as (_, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        asked = b"OPTIONS /v1/models HTTP/1.1\r\nhost: a\r\n" + length + b"\r\n\r\n" + body
+        writer.write(asked + b"GET /health HTTP/1.1\r\nhost: a\r\n\r\n")
+        head = await raw_answer(reader)
+        assert head.startswith("HTTP/1.1 204 ")
+        if chunked:  # it would have to be read first: the connection ends instead
+            assert "connection: close" in head.lower()
+            async with asyncio.timeout(10):
+                assert await reader.read() == b""
+        else:
+            assert (await raw_answer(reader)).startswith("HTTP/1.1 200 ")
+        writer.close()
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@pytest.mark.parametrize("more", [b"", b"expect: 100-continue\r\n"])
+async def test_options_is_answered_before_its_body_has_come_and_ends_the_connection(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, more: bytes
+) -> None:
+    async with serving(tmp_path, Scripted()) as (http, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"OPTIONS /v1/models HTTP/1.1\r\nhost: a\r\n" + more + b"content-length: 5000\r\n\r\nhel")
+        head = await raw_answer(reader)
+        assert head.startswith("HTTP/1.1 204 ")
+        assert "connection: close" in head.lower()
+        writer.write(b"lo")
+        async with asyncio.timeout(10):
+            assert await reader.read() == b"", "no second answer"
+        writer.close()
+        assert (await http.get("/health")).status_code == 200
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 async def test_a_method_that_a_route_does_not_take_is_told_which_it_does(tmp_path: Path) -> None:
