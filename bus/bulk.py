@@ -64,12 +64,13 @@ class Bulk:
 
         :meth:`ended` is to be called afterwards, also when this was cancelled.
         """
-        data = codec.encode_any(request)
+        pieces = codec.encode_request(request)
         most = min(codec.MAX_MESSAGE_BYTES, self._bus.client.max_payload) - HEADROOM_BYTES
-        if len(data) <= most:
-            if not self._bus.publish_now(subject, data, reply=reply):
-                await self._bus.publish_bytes(subject, data, reply=reply)
+        if sum(map(len, pieces)) <= most:
+            if not self._bus.publish_now(subject, *pieces, reply=reply):
+                await self._bus.publish_bytes(subject, b"".join(pieces), reply=reply)
             return
+        data = b"".join(pieces)
         if not self._bus.connected:
             raise BusDown("the bus is away")
         name = uuid.uuid4().hex

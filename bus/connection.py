@@ -226,6 +226,8 @@ class Bus:
         if self._up.is_set() and not self._closing:
             log.warning("bus_disconnected url=%s", self.settings.bus_url_shown)
         self._up.clear()
+        if self._keeper is not None:
+            self._keeper.look()
 
     async def _closed(self) -> None:
         self._up.clear()
@@ -257,9 +259,9 @@ class Bus:
         except (nats.errors.Error, OSError) as error:
             raise map_nats_error(error) from error
 
-    def publish_now(self, subject: str, data: bytes, *, reply: str = "") -> bool:
-        """As :meth:`publish_bytes`, where nothing has to be waited for. False: nothing was sent, ask that one."""
-        return self.connected and publishing.publish_now(self.client, subject, data, reply)
+    def publish_now(self, subject: str, *data: bytes | memoryview, reply: str = "") -> bool:
+        """As :meth:`publish_bytes`, in pieces, where nothing has to be waited for. False: nothing was sent."""
+        return self._up.is_set() and publishing.publish_now(self.client, subject, data, reply)
 
     async def publish_stored(
         self, subject: str, message: Message, *, timeout_s: float = 5.0, once: str | None = None

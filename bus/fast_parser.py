@@ -51,9 +51,9 @@ class FastParser(Parser):
             if line_end == -1:
                 break
             fields = data[at:line_end].split()
+            begin = after = line_end + 2
             op = fields[0] if fields else b""
-            after = line_end + 2
-            if op in (b"MSG", b"HMSG"):
+            if op == b"MSG" or op == b"HMSG":
                 size = fields[-1]
                 if not 4 <= len(fields) <= 6 or not size.isdigit():
                     break  # nats-py says what is wrong with it
@@ -61,9 +61,14 @@ class FastParser(Parser):
                 if after > end:
                     break
             if op == b"MSG" and len(fields) <= 5:
-                await self._message(fields, data[line_end + 2 : after - 2])
+                callback = self.straight.get(fields[2])
+                if callback is None:
+                    await self._message(fields, data[begin : after - 2])
+                else:
+                    self._count(after - 2 - begin)
+                    hand_over(callback, fields[1].decode("utf-8", "replace"), data[begin : after - 2], None)
             elif op == b"HMSG" and len(fields) >= 5 and fields[2] in self.straight and fields[-2].isdigit():
-                self._with_headers(fields, data[line_end + 2 : after - 2])
+                self._with_headers(fields, data[begin : after - 2])
             else:
                 await self._theirs(data[at:after])
             if self._resets != resets:
@@ -71,6 +76,11 @@ class FastParser(Parser):
             at = after
         if at < end:
             await self._theirs(data[at:])
+
+    def _count(self, size: int) -> None:
+        stats = self.nc.stats
+        stats["in_msgs"] += 1
+        stats["in_bytes"] += size
 
     async def _theirs(self, data: bytes) -> None:
         """nats-py's parser. What one message raises there, such as a subject that is no text, ends only that message:
@@ -106,26 +116,19 @@ class FastParser(Parser):
         return data
 
     async def _message(self, fields: list[bytes], payload: bytes) -> None:
-        """``MSG <subject> <sid> [reply-to] <bytes>``"""
-        callback = self.straight.get(fields[2])
-        if callback is None:
-            reply = fields[3] if len(fields) == 5 else b""
-            try:
-                await self.nc._process_msg(int(fields[2]), fields[1], reply, payload, None)
-            except (ProtocolError, OSError):
-                raise
-            except Exception:  # noqa: BLE001 - as in _theirs
-                self._unreadable()
-            return
-        self.nc.stats["in_msgs"] += 1
-        self.nc.stats["in_bytes"] += len(payload)
-        hand_over(callback, fields[1].decode(errors="replace"), payload, None)
+        """``MSG <subject> <sid> [reply-to] <bytes>`` of a subscription that is not straight."""
+        reply = fields[3] if len(fields) == 5 else b""
+        try:
+            await self.nc._process_msg(int(fields[2]), fields[1], reply, payload, None)
+        except (ProtocolError, OSError):
+            raise
+        except Exception:  # noqa: BLE001 - as in _theirs
+            self._unreadable()
 
     def _with_headers(self, fields: list[bytes], whole: bytes) -> None:
         """``HMSG <subject> <sid> [reply-to] <header bytes> <bytes>`` of a straight subscription."""
         size = int(fields[-2])
-        self.nc.stats["in_msgs"] += 1
-        self.nc.stats["in_bytes"] += len(whole)
+        self._count(len(whole))
         subject = fields[1].decode(errors="replace")
         hand_over(self.straight[fields[2]], subject, whole[size:], headers_of(whole[:size]))
 

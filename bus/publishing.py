@@ -28,7 +28,7 @@ _END = b"\r\n"
 
 async def publish(client: Client, subject: str, data: bytes, reply: str) -> None:
     """As ``client.publish`` with these arguments: the same effect, the same errors."""
-    if publish_now(client, subject, data, reply):
+    if publish_now(client, subject, (data,), reply):
         return
     if (
         not client.is_connected
@@ -38,7 +38,7 @@ async def publish(client: Client, subject: str, data: bytes, reply: str) -> None
     ):
         await client.publish(subject, data, reply=reply)
         return
-    _write(client, subject, data, reply)
+    _write(client, subject, (data,), reply, len(data))
     if 0 < client._max_pending_size < client._pending_data_size:
         await _flushed(client, client._flush_queue)
     if client._flush_queue.empty():
@@ -59,12 +59,14 @@ async def _flushed(client: Client, queue: asyncio.Queue[asyncio.Future[None]]) -
         raise ConnectionReconnectingError
 
 
-def publish_now(client: Client, subject: str, data: bytes, reply: str) -> bool:
+def publish_now(client: Client, subject: str, data: tuple[bytes | memoryview, ...], reply: str) -> bool:
     """The same where nothing has to be waited for, as is mostly so. False: nothing was sent.
 
-    The flusher is woken once for all that comes before it runs.
+    ``data``: the pieces of the message. The flusher is woken once for all that comes before it runs.
     """
-    size, queue, flusher = len(data), client._flush_queue, client._flusher_task
+    size, queue, flusher = 0, client._flush_queue, client._flusher_task
+    for piece in data:
+        size += len(piece)
     if (
         client._status != Client.CONNECTED
         or size > client.max_payload
@@ -74,21 +76,20 @@ def publish_now(client: Client, subject: str, data: bytes, reply: str) -> bool:
         or 0 < client._max_pending_size < client._pending_data_size + size + len(subject) + len(reply) + HEAD_MOST
     ):
         return False
-    _write(client, subject, data, reply)
+    _write(client, subject, data, reply, size)
     if queue.empty():
         queue.put_nowait(asyncio.get_running_loop().create_future())
     return True
 
 
-def _write(client: Client, subject: str, data: bytes, reply: str) -> None:
-    """Into what is sent next."""
-    size = len(data)
+def _write(client: Client, subject: str, data: tuple[bytes | memoryview, ...], reply: str, size: int) -> None:
+    """Into what is sent next. ``size``: of all pieces."""
     head = f"PUB {subject} {reply} {size}\r\n".encode()
     stats = client.stats
     stats["out_msgs"] += 1
     stats["out_bytes"] += size
     if size < LARGE_BYTES:
-        client._pending.append(b"%b%b\r\n" % (head, data))
+        client._pending.append(b"".join((head, *data, _END)))
     else:
-        client._pending += (head, data, _END)
+        client._pending += (head, *data, _END)  # type: ignore[arg-type]  # transports take any buffers
     client._pending_data_size += len(head) + size + len(_END)

@@ -99,18 +99,30 @@ class BusKeeper:
         self._last_problem = ""
         self._held = False
         self._name = ""
+        self._away = asyncio.Event()
+        """The connection went away since the last look."""
 
     def hold(self) -> None:
         """Start nothing more: this process is about to end."""
         self._held = True
+
+    def look(self) -> None:
+        """The connection went away: see to it that there is a bus."""
+        self._away.set()
 
     @property
     def owns_server(self) -> bool:
         return self._process is not None and self._process.returncode is None
 
     async def run(self, connected: Callable[[], bool]) -> None:
-        """While ``connected()`` is false and nothing answers, start a server. Runs until cancelled."""
+        """While ``connected()`` is false and nothing answers, start a server. Runs until cancelled.
+
+        While it is true, :meth:`look` wakes it.
+        """
         while True:
+            self._away.clear()
+            if connected():
+                await self._away.wait()
             if not self._held and not connected() and not self.owns_server:
                 try:
                     await self._start_if_silent()

@@ -8,15 +8,17 @@ each message which one came before it, so one that was dropped on the way ends t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import nats.errors
 import orjson
+from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from llmlb.bus.connection import Bus, map_nats_error
@@ -79,6 +81,7 @@ class StreamReader:
         self._subject = subject
         self._inbox = ""
         self._subscription: Subscription | None = None
+        self._news: Subscription | None = None
         self._numbers = itertools.count()
         self._batches: dict[str, _Batch] = {}
 
@@ -105,6 +108,30 @@ class StreamReader:
         """As :meth:`read`, from the first message stored at ``moment`` (Unix seconds) or later."""
         text = datetime.fromtimestamp(moment, UTC).isoformat().replace("+00:00", "Z")
         return await self._ask({"batch": most, "max_bytes": max_bytes, "start_time": text})
+
+    async def watch(self, stored: Callable[[], None]) -> None:
+        """Call ``stored`` once, with the next message that is sent to the stream by anybody. Raises BusDown.
+
+        It costs the bus one copy of that message. A message that comes in this very moment may be in neither this
+        nor the answer to a question that was asked before: ask once more some time later. Replaces the last watch.
+        """
+        await self.unwatch()
+
+        async def told(_: Msg) -> None:
+            stored()
+
+        self._news = await self._bus.subscribe(self._subject, told, pending_messages=1)
+        try:
+            await self._news.unsubscribe(limit=1)
+        except (nats.errors.Error, OSError) as error:
+            raise map_nats_error(error) from error
+
+    async def unwatch(self) -> None:
+        """Nobody waits for the next message any more. Never raises."""
+        news, self._news = self._news, None
+        if news is not None:
+            with contextlib.suppress(nats.errors.Error, OSError):  # it had its message, or the connection is gone
+                await news.unsubscribe()
 
     async def _ask(self, question: dict[str, object]) -> list[StoredMessage]:
         await self._listen()

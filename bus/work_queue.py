@@ -74,6 +74,8 @@ class WorkQueue:
         self._handler = handler
         self._background = Background(f"queue.{consumer}")
         self._working: dict[Key, _Work] = {}
+        self._some = asyncio.Event()
+        """An item is worked, or was a moment ago."""
         self._done: OrderedDict[Key, None] = OrderedDict()
         self._inbox: str | None = None
         self._subscription: Subscription | None = None
@@ -227,6 +229,7 @@ class WorkQueue:
             self._background.start(self._ack(msg), "ack")
         else:
             self._working[key] = _Work(msg)
+            self._some.set()
             self._background.start(self._work(key), f"work.{key[0]}")
 
     # Working
@@ -258,7 +261,10 @@ class WorkQueue:
     async def _keep(self) -> None:
         """Tell the server, as long as an item is worked, that it is."""
         while True:
+            await self._some.wait()
             await asyncio.sleep(IN_PROGRESS_S)
+            if not self._working:
+                self._some.clear()
             for work in list(self._working.values()):
                 if self._bus.connected:
                     with contextlib.suppress(nats.errors.Error, OSError):

@@ -138,6 +138,10 @@ class RouterRole:
         if self._workers is not None:
             self._workers.start(self.server.port)
 
+    def beside(self, node: NodeRole) -> None:
+        """This node is part of the same process."""
+        self._dispatcher.prober.here = node.is_here
+
     async def stop(self) -> None:
         if self._workers is not None:
             await each(self._workers.stop)
@@ -169,6 +173,7 @@ class NodeRole:
         self.fleet = Fleet(self.bus, only=self.node_id)
         metrics = Metrics(self.fleet.list_models)
         self._dispatcher = Dispatcher(self.bus, self.fleet, metrics)
+        self._dispatcher.prober.here = self.is_here
         self.directory = Directory(self.bus)
         self._office = Office(self.directory, time.monotonic)
         self.ready = Ready(self.bus, self.directory)
@@ -190,6 +195,10 @@ class NodeRole:
                 )
             )
         )
+
+    def is_here(self, node_id: str) -> bool:
+        """Whether that node is this one, and on the bus."""
+        return node_id == self.node_id and self.bus.connected
 
     async def start(self) -> None:
         """As :meth:`RouterRole.start`."""
@@ -377,4 +386,10 @@ def run_node(settings: Settings) -> int:
 
 def run_all(settings: Settings) -> int:
     """``llmlb serve``: a bus, a router and a node for one machine."""
-    return _start("the cluster", settings, lambda s: [RouterRole(s), NodeRole(s)])
+
+    def both(settings: Settings) -> list[Role]:
+        router, node = RouterRole(settings), NodeRole(settings)
+        router.beside(node)
+        return [router, node]
+
+    return _start("the cluster", settings, both)

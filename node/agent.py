@@ -54,7 +54,8 @@ from llmlb.bus.messages.models import (
 )
 from llmlb.bus.settings import Settings
 from llmlb.bus.tasks import Background
-from llmlb.node.engine.pool import EnginePool, Loaded, MakePool, Pool
+from llmlb.node.engine.pool import EnginePool
+from llmlb.node.engine.pool_interface import Loaded, MakePool, Pool
 from llmlb.node.flight import Flight, answer_too_large
 from llmlb.node.hardware import Hardware
 from llmlb.node.heartbeat import Heart
@@ -229,6 +230,7 @@ class NodeAgent:
         self._flights[flight.handle] = flight
         self._by_request[flight.request_id] = flight.handle
         self._idle.clear()
+        self._readers.stir()
         if isinstance(request, InferRequest) and request.deadline_ms is not None:
             flight.set_clock(request.deadline_ms, lambda: self._background.start(self._end_late(flight), "late"))
         await self._send(flight, Accepted(request_id=flight.request_id, seq=flight.seq, node_id=self.node_id))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import platform
 import time
 import uuid
@@ -21,8 +22,8 @@ from llmlb.bus.messages.nodes import Heartbeat, LoadedModel
 from llmlb.bus.settings import Settings
 from llmlb.bus.tasks import Background
 from llmlb.node.claim import Claim
-from llmlb.node.engine.pool import Loaded, Pool
-from llmlb.node.hardware import Hardware, HardwareReading, disk, engines
+from llmlb.node.engine.pool_interface import Loaded, Pool
+from llmlb.node.hardware import Hardware, HardwareReading, Memory, disk, engines
 from llmlb.node.speed import Speeds
 from llmlb.node.store.catalog import Catalog
 
@@ -36,6 +37,9 @@ PAUSE_S = 3.0
 """Silence after which routers take a node for suspect: what beat before it does not count as beating."""
 READ_S = 1.0
 """A reading that takes longer, as on a disk or a driver that hangs, is not waited for: the last ones are told again."""
+WHOLE_S = 5.0
+"""Between two looks at the disk, and for a driver where none is: on another thread, so some 0.5 ms of CPU time each. A
+machine with a GPU is read as a whole each time."""
 LEAST_GAP_S = 0.05
 """Between two heartbeats, so that a burst of changes is one of them."""
 
@@ -91,6 +95,7 @@ class Heart:
         self._thread = ThreadPoolExecutor(1, "heartbeat")
         self._pending: asyncio.Future[tuple[HardwareReading, tuple[int | None, int | None]]] | None = None
         """The reading under way."""
+        self._whole_at = -math.inf
 
     def _beating_s(self) -> float:
         return 0.0 if self._beating_since is None else time.monotonic() - self._beating_since
@@ -114,15 +119,22 @@ class Heart:
             self._soon.clear()
             await self._read()
             await self.beat()
-            await asyncio.sleep(LEAST_GAP_S)
-            pause = FIRST_INTERVAL_S if beats < FIRST_BEATS else INTERVAL_S
+            self._pool.look(_spare(self.reading))
+            least = time.monotonic() + LEAST_GAP_S
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause - LEAST_GAP_S):
+                async with asyncio.timeout(FIRST_INTERVAL_S if beats < FIRST_BEATS else INTERVAL_S):
                     await self._soon.wait()
+            if (gap_s := least - time.monotonic()) > 0:
+                await asyncio.sleep(gap_s)
 
     async def _read(self) -> None:
         """New readings, by a thread of their own: threads that others use may be busy with a copy for minutes."""
         if self._pending is None:
+            now = time.monotonic()
+            if not self._hardware.has_driver and now - self._whole_at < WHOLE_S:
+                self.reading = self._hardware.light()
+                return
+            self._whole_at = now
             loop = asyncio.get_running_loop()
             work = loop.run_in_executor(self._thread, lambda: (self._hardware.read(), disk(self._folder)))
             self._pending = work
@@ -192,3 +204,8 @@ class Heart:
         self._thread.shutdown(wait=False, cancel_futures=True)
         self.draining = True
         await self.beat(leaving=True)
+
+
+def _spare(reading: HardwareReading) -> Memory | None:
+    total, available = reading.memory_total_bytes, reading.memory_available_bytes
+    return None if total is None or available is None else Memory(total, available)

@@ -37,6 +37,7 @@ class Readers:
     def __init__(self, bus: Bus, flights: Callable[[], Iterable[Flight]], give_up: Callable[[Flight], None]) -> None:
         self._bus, self._flights, self._give_up = bus, flights, give_up
         self._up_at = -math.inf
+        self._stir = asyncio.Event()
         self._prefix = ""
         self._missed: set[str] = set()
         """Gateways that nobody answered for since the last look."""
@@ -50,10 +51,21 @@ class Readers:
         await self._bus.subscribe(f"{inbox}.*", self._on_nobody)
 
     async def run(self) -> None:
-        """Look until cancelled."""
+        """Look until cancelled; while nothing is under way, :meth:`stir` wakes it."""
         while True:
+            await self._stir.wait()
             await asyncio.sleep(EVERY_S)
+            idle = self._idle()
             await self.look(time.monotonic())
+            if idle and self._idle():
+                self._stir.clear()
+
+    def _idle(self) -> bool:
+        return not any(True for _ in self._flights())
+
+    def stir(self) -> None:
+        """There is a request under way."""
+        self._stir.set()
 
     async def look(self, now: float) -> None:
         """Ask every gateway once. ``now`` is of the monotonic clock."""

@@ -37,8 +37,8 @@ class Call:
     no_retry: bool = False
     """The client asked for a single attempt (``x-llmlb-no-retry: 1``)."""
     bytes_in: int = 0
-    body: str | None = None
-    """JSON of the request for its record, images cut out."""
+    body: str | bytes | None = None
+    """JSON of the request for its record, images cut out; bytes: good JSON, with nothing cut out."""
     direct: Direct | None = None
     """None where several requests answer one client."""
     arrived: float = field(default_factory=time.monotonic)

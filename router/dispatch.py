@@ -40,6 +40,7 @@ from llmlb.router.fleet import Fleet
 from llmlb.router.gate import Gate, Place
 from llmlb.router.inbox import Inbox, Interrupted, Nobody, Reply
 from llmlb.router.journey import Attempt, Journey
+from llmlb.router.lookout import Lookout
 from llmlb.router.metrics import Metrics
 from llmlb.router.node_errors import by_node, unexpected
 from llmlb.router.prober import Prober
@@ -53,7 +54,6 @@ ATTEMPTS_MAX = 4
 """Failures of nodes that one request may meet; the one after it ends the request."""
 CRASHES_MAX = 2
 """Engines that may crash on one request: it may be the cause, and must not take every node down."""
-TICK_S = 0.25
 SETTLE_S = 5.0
 """After the bus came back, nodes may still be on their way back to it; after a failure, the one that is left may be
 tried by somebody else just now. So long a request under way waits for a node that it can go on with."""
@@ -94,11 +94,12 @@ class Dispatcher:
         self.gate = Gate(fleet.loads, most=settings.queue_max, timeout_s=settings.queue_timeout_s)
         self._replies = Replies(bus, self._node_gone)
         self.gateway_id = self._replies.gateway_id
-        self._prober = Prober(bus, self.gateway_id, fleet.unheard)
+        self.prober = Prober(bus, self.gateway_id, fleet.unheard)
         self._proofs = Proofs(fleet.loads)
         self._recorder = Recorder(bus)
         self._bulk = Bulk(bus)
         self._asking = Asking(fleet.loads, self.gate)
+        self._lookout = Lookout(self._look)
         self._background = Background("dispatch")
         self._open = False
         self._back_at = -math.inf
@@ -109,26 +110,23 @@ class Dispatcher:
         await self._bus.wait_up()
         await self._replies.start()
         self._bus.on_up(self._bus_is_back)
-        self._prober.start()
         self._recorder.start()
-        self._background.forever(self._tick, "tick")
+        self._background.forever(self._lookout.run, "tick")
         self._open = True
 
     async def close(self) -> None:
         """Send the last records. Never raises."""
         await self._background.close()
-        await self._prober.close()
         await self._recorder.close()
         await self._bulk.close()
 
-    async def _tick(self) -> None:
-        while True:
-            await asyncio.sleep(TICK_S)
-            now = time.monotonic()
-            self._replies.look(now, self._stall_s)
-            self._proofs.tick(now)
-            self._loads.tick()
-            self.gate.tick()
+    def _look(self, now: float) -> None:
+        self._replies.look(now, self._stall_s)
+        if self._bus.connected:
+            self.prober.look(now)
+        self._proofs.tick(now)
+        self._loads.tick()
+        self.gate.tick()
 
     async def _bus_is_back(self) -> None:
         """What was under way may have lost replies meanwhile: it is gone on with from what is here."""
@@ -137,7 +135,7 @@ class Dispatcher:
 
     def _node_gone(self, node_id: str) -> None:
         self._fleet.lost(node_id)
-        self._prober.gone(node_id)
+        self.prober.gone(node_id)
 
     # One request
 
@@ -150,6 +148,7 @@ class Dispatcher:
         """
         journey = Journey(request, call or Call(), self.gateway_id)
         self.metrics.request_began(request.model)
+        self._lookout.began()
         try:
             if not (self._open and self._bus.connected and self._loads.has(request.model)):
                 await self._check(journey)
@@ -194,6 +193,7 @@ class Dispatcher:
                 raise
 
     def _finished(self, journey: Journey) -> None:
+        self._lookout.ended()
         record = journey.record()
         self.metrics.request_ended(record)
         if not journey.unheard_of:
@@ -332,7 +332,7 @@ class Dispatcher:
         attempt = _Attempt(
             placement.node_id, name, placement.reason, time.monotonic(), stream=stream, inbox=inbox, number=0
         )
-        self._prober.watch(attempt.node_id, inbox)
+        self.prober.watch(attempt.node_id, inbox)
         self._proofs.began(attempt)
         return attempt
 
@@ -370,7 +370,7 @@ class Dispatcher:
             self._bulk.ended(self._replies.subject(attempt.stream))
         self._replies.close(attempt.stream)
         attempt.inbox.direct = None  # the journey has its attempts: a circle that only the collector would undo
-        self._prober.unwatch(attempt.node_id, attempt.inbox)
+        self.prober.unwatch(attempt.node_id, attempt.inbox)
         self._proofs.ended(attempt)
         # A breaker's probe that brought neither success nor failure, which is told after this: the next one is it.
         self._loads.abandoned(attempt.node_id, attempt.name, attempt.began)

@@ -31,7 +31,11 @@ from llmlb.router.node_views import live_view, remembered_view
 
 log = logging.getLogger("llmlb.router.fleet")
 
-TICK_S = 0.5
+TICK_S = 1.5
+"""Between two looks at most; a node whose heartbeats are missing is looked at when its time is over."""
+TICK_LEAST_S = 0.1
+TICK_HEARD_S = 0.9
+"""After so long the next heartbeat brings one along: a timer of its own would wake the process once more."""
 RPC_TIMEOUT_S = 3.0
 FLUSH_S = 2
 ARRIVAL_S = 3.0
@@ -66,6 +70,7 @@ class Fleet:
         self._nodes: dict[str, Node] = {}
         self._background = Background("fleet")
         self._began: float | None = None
+        self._due, self._ticked = asyncio.Event(), time.monotonic()
         self.members = Members(bus, only=only, changed=self._refresh, removed=self._remove)
         """Who is in the cluster, and in which state."""
         self._models: tuple[ClusterModel, ...] = ()
@@ -103,6 +108,8 @@ class Fleet:
         if msg.subject != subjects.heartbeat(beat.node_id):
             raise BadMessage("a heartbeat of one node on the subject of another")
         now = time.monotonic()
+        if now - self._ticked >= TICK_HEARD_S:
+            self._due.set()
         if not self.members.heard(beat, now):
             return
         node = self._nodes.get(beat.node_id)
@@ -167,8 +174,12 @@ class Fleet:
 
     async def _tick(self) -> None:
         while True:
-            await asyncio.sleep(TICK_S)
-            now = time.monotonic()
+            pause = self.members.until_next(time.monotonic())
+            self._due.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(TICK_LEAST_S, min(pause, TICK_S))):
+                    await self._due.wait()
+            self._ticked = now = time.monotonic()
             self.members.tick(now)
             if self._bus.connected:
                 # With the bus away nobody can be heard: that is no node's fault.

@@ -57,13 +57,13 @@ class Gate:
 
     def now(self, model: str, ask: Ask) -> Place | None:
         """A free slot, if there is one and nobody waits for this model."""
-        if self.waiting(model):
+        if self._tickets and self.waiting(model):
             return None
         return self._take(model, ask)
 
     def waiting(self, model: str) -> int:
         """How many wait for a model, by whichever of its names."""
-        return self.queue.waiting(self._loads.line(model)) if self.queue.waiting() else 0
+        return self.queue.waiting(self._loads.line(model)) if self._tickets else 0
 
     def anyhow(self, model: str, ask: Ask) -> Place | None:
         """A node, even if the request has to wait there: for what is under way already."""
@@ -111,7 +111,7 @@ class Gate:
 
     def _maybe_room(self, model: str) -> None:
         """Look at this model's waiters soon: once for all that happens in this turn of the loop."""
-        if self.waiting(model):
+        if self._tickets and self.waiting(model):
             self._due.add(self._loads.line(model))
             if not self._scheduled:
                 self._scheduled = True

@@ -10,6 +10,7 @@ hour is counted in memory, so that it costs nothing to ask and is right without 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import sqlite3
 import time
@@ -33,6 +34,10 @@ log = logging.getLogger("llmlb.router.history")
 BATCH_ROWS = 500
 BATCH_BYTES = 4 * 1024 * 1024
 EVERY_S = 0.5
+REST_S = 5.0
+"""In the place of EVERY_S while no records come: the bus tells of the next one."""
+IDLE_ROUNDS = 4
+"""So often in a row there has to be nothing to read before that."""
 RETRY_S = 2.0
 LOOK_S = 30.0
 """How often it is asked whether the stream is still the same one, and what time it is on the bus."""
@@ -80,6 +85,12 @@ class History:
         """Number of the last message that the hour's count has; None before the first."""
         self._due = {"look": 0.0, "open": 0.0, "prune": 0.0}
         """When each is to be done next, seconds of the monotonic clock."""
+        self._idle = 0
+        """How often in a row there was nothing to read."""
+        self._news = asyncio.Event()
+        """There may be something to do, though it is not time yet."""
+        self.on_step: Callable[[], None] = lambda: None
+        """Called when what is said above may have changed."""
 
     # What it says
 
@@ -104,11 +115,16 @@ class History:
     # The projection
 
     def start(self) -> None:
+        self._bus.on_up(self._back_again)
         self._background.start(self._run(), "project")
+
+    async def _back_again(self) -> None:
+        self._news.set()
 
     async def close(self) -> None:
         """End; what is being written is finished, within CLOSE_S."""
         await self._background.close()
+        await self._reader.unwatch()
         self._store = None
         closing = self._writing.submit(lambda: _close(self._opened))
         self._writing.shutdown(wait=False)
@@ -129,8 +145,29 @@ class History:
                 # A history that stopped would never be noticed.
                 more = False
                 self._failed(error)
-            if not more:
-                await asyncio.sleep(EVERY_S)
+            self.on_step()
+            if more:
+                self._idle = 0
+            else:
+                await self._rest()
+
+    async def _rest(self) -> None:
+        """A while, in which records gather; while none come, until the next one does. Never raises."""
+        self._idle = self._idle + 1 if self._bus.connected and self.up else 0
+        if self._idle <= IDLE_ROUNDS:
+            await asyncio.sleep(EVERY_S)
+        elif self._idle == IDLE_ROUNDS + 1:
+            self._news.clear()
+            try:
+                await self._reader.watch(self._news.set)
+            except LlmlbError:
+                self._idle = 0
+            await asyncio.sleep(EVERY_S)  # and then once more is read what may have come in that moment
+        else:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(REST_S):
+                    await self._news.wait()
+                self._idle = 0
 
     async def _step(self) -> bool:
         """One batch. True: there may be more at once. Raises LlmlbError."""
@@ -233,6 +270,7 @@ class History:
     def found_damaged(self, error: sqlite3.Error) -> None:
         """Somebody who read the database found it broken: it is set aside, and made anew from the stream."""
         self._store_failed(error)
+        self._news.set()
 
     def _works(self) -> None:
         """Something was written: only that shows that a problem is over."""

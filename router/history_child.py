@@ -46,10 +46,12 @@ async def serve(settings: Settings, router: socket.socket) -> None:
     bus = Bus(settings, "llmlb-history")
     history = History(bus, settings.home / "router.db")
     background = Background("history_child")
+    news = asyncio.Event()
+    history.on_step = news.set
     bus.open()
     history.start()
     background.start(_listen(history, reader, over), "listen")
-    background.start(_report(history, writer), "report")
+    background.start(_report(history, writer, news), "report")
     await over.wait()
     await background.close()
     await history.close()
@@ -63,16 +65,19 @@ async def _listen(history: History, reader: asyncio.StreamReader, over: asyncio.
         while line := await reader.readline():
             if line == DAMAGED:
                 history.found_damaged(_Damaged("database disk image is malformed"))
+                history.on_step()
     except OSError:
         pass  # the router is gone
     finally:
         over.set()
 
 
-async def _report(history: History, writer: asyncio.StreamWriter) -> None:
+async def _report(history: History, writer: asyncio.StreamWriter, news: asyncio.Event) -> None:
     """Say how it goes, when that is other than before. A router that does not listen is waited for."""
     said = Report()
     while not writer.is_closing():
+        await news.wait()
+        news.clear()
         now = Report(history.up, history.written, history.skipped, history.last_hour)
         if now != said:
             said = now

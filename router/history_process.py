@@ -86,7 +86,7 @@ class HistoryProcess:
 
     @property
     def last_hour(self) -> int:
-        """Requests that ended in the last 3600 s, cluster-wide; a second behind. While no child runs: as it was."""
+        """Requests that ended in the last 3600 s, cluster-wide; a second behind, 5 s at rest. No child: as it was."""
         return self._said.last_hour
 
     @property

@@ -77,6 +77,8 @@ def get(path: Path, request_id: str) -> dict[str, Any] | None:
     summary = _shown(row)
     # The message itself has what a newer gateway wrote and this version does not know.
     details = {} if row["record"] is None else orjson.loads(row["record"])
+    if (asked := details.pop("request_json", None)) is not None:
+        details["request_body"] = orjson.dumps(asked).decode()
     whole = {"request_body": None, "answer": None, "tried": [], "timings": None, **details, **summary}
     return {name: value for name, value in whole.items() if name not in ("type", "sent_at")}
 

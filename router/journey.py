@@ -158,18 +158,19 @@ class Journey:
     def record(self) -> Record:
         """How it went."""
         now = time.monotonic()
-        call, end, request = self.call, self.end, self.request
-        last = self.attempts[-1] if self.attempts else None
+        call, end, request, asked = self.call, self.end, self.request, self.attempts
+        last = asked[-1] if asked else None
         error = self.failure if self.status == "error" else None
         inter = None
-        if self.first_at is not None and len(self.tokens) > 1:
-            inter = (self.last_at - self.first_at) * 1000 / (len(self.tokens) - 1)
+        arrived, first_at = call.arrived, self.first_at
+        if first_at is not None and len(self.tokens) > 1:
+            inter = (self.last_at - first_at) * 1000 / (len(self.tokens) - 1)
         return Record(
             request_id=request.request_id,
             client_request_id=call.client_request_id,
             model=request.model,
             node_id="" if last is None else last.node_id,
-            attempts=max(1, len(self.attempts)),
+            attempts=len(asked) or 1,
             placement="" if last is None else last.placement,
             status=self.status,
             reason=None if error is None else error.reason,
@@ -181,17 +182,22 @@ class Journey:
             streamed=call.streamed,
             key=call.key or None,
             gateway_id=self.gateway_id,
-            tried=[one.tried(now) for one in self.attempts],
+            tried=[one.tried(now) for one in asked],
             migrations=self.migrations,
-            queue_ms=((self.placed_at or now) - call.arrived) * 1000,
+            queue_ms=((self.placed_at or now) - arrived) * 1000,
             inter_token_ms=inter,
             bytes_in=call.bytes_in,
             bytes_out=self.bytes_out,
-            request_body=call.body,
+            request_body=call.body if type(call.body) is str else None,
+            request_json=call.body if type(call.body) is bytes else None,
             answer=kept_text("".join(self._text)) if self._text else None,
             reasoning=kept_text("".join(self._thoughts)) if self._thoughts else None,
-            tool_calls=[replace(one, arguments=kept_text(one.arguments)) for one in self._calls.values()],
-            started_at=time.time() - (now - call.arrived),
-            first_token_ms=None if self.first_at is None else (self.first_at - call.arrived) * 1000,
-            total_ms=(now - call.arrived) * 1000,
+            tool_calls=self._called() if self._calls else (),
+            started_at=time.time() - (now - arrived),
+            first_token_ms=None if first_at is None else (first_at - arrived) * 1000,
+            total_ms=(now - arrived) * 1000,
         )
+
+    def _called(self) -> list[Called]:
+        """The tools that were called, for the record."""
+        return [replace(one, arguments=kept_text(one.arguments)) for one in self._calls.values()]

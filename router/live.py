@@ -71,6 +71,8 @@ class Live:
         """A feed for a client, to be closed. Raises NodeBusy when there are too many."""
         if self.full:
             raise NodeBusy("too many clients listen to events at this gateway")
+        if not len(self.feeds):
+            self._said_bus = self._bus.connected  # the first message to the client says it
         return self.feeds.open(kinds, after, stream)
 
     def _on_task(self, task: PullProgress) -> None:
@@ -81,6 +83,9 @@ class Live:
 
     async def _run(self) -> None:
         while True:
+            if not self.feeds.any.is_set():
+                self._moved.clear()  # what nobody was told in time is no news later
+                await self.feeds.any.wait()
             await asyncio.sleep(EVERY_S)
             connected = self._bus.connected
             if connected != self._said_bus:

@@ -158,6 +158,8 @@ class Feeds:
     ) -> None:
         self.log, self._version, self._connected, self.most_behind = source, version, connected, most_behind
         self._feeds: set[Feed] = set()
+        self.any = asyncio.Event()
+        """There is a client."""
         source.on_event.append(self._on_event)
         source.on_loaded.append(self._wake_all)
 
@@ -168,10 +170,13 @@ class Feeds:
         """For a client that wants these types, after this id of this stream (None: from now on)."""
         feed = Feed(self, frozenset(kinds), after, stream)
         self._feeds.add(feed)
+        self.any.set()
         return feed
 
     def drop(self, feed: Feed) -> None:
         self._feeds.discard(feed)
+        if not self._feeds:
+            self.any.clear()
 
     def say_bus(self, *, connected: bool) -> None:
         """The bus went away, or is back."""

@@ -202,7 +202,7 @@ class Loads:
 
     def troubled(self, node_id: str, name: str) -> bool:
         """Whether it failed there lately."""
-        return (node_id, name) in self._troubled
+        return bool(self._troubled) and (node_id, name) in self._troubled
 
     def several(self, model: str) -> bool:
         """Whether there is a choice to make at all."""
@@ -214,7 +214,7 @@ class Loads:
     def started(self, node_id: str, name: str) -> None:
         """A request goes to this model there."""
         self._count(node_id, name, 1)
-        if (node_id, name) in self._troubled and self.breakers.state(node_id, name, self._clock()) == "half-open":
+        if self.troubled(node_id, name) and self.breakers.state(node_id, name, self._clock()) == "half-open":
             self.breakers.probing(node_id, name)
 
     def ended(self, node_id: str, name: str) -> None:
@@ -248,7 +248,7 @@ class Loads:
         self._troubled.add((node_id, name))
 
     def succeeded(self, node_id: str, name: str) -> None:
-        if (node_id, name) in self._troubled:
+        if self._troubled and (node_id, name) in self._troubled:
             self.breakers.succeeded(node_id, name, self._clock())
 
     def finished(self, model: str, prompt_tokens: int, answer_tokens: int) -> None:
@@ -259,7 +259,7 @@ class Loads:
 
     def abandoned(self, node_id: str, name: str, began: float) -> None:
         """A request was given up by its client: nothing is known of how it would have ended."""
-        if (node_id, name) in self._troubled:
+        if self._troubled and (node_id, name) in self._troubled:
             self.breakers.abandoned(node_id, name, began)
 
     def tick(self) -> None:

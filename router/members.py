@@ -146,7 +146,7 @@ class Members:
         self._membership.lost(node_id)
 
     def tick(self, now: float) -> None:
-        """Time has passed. Called at least each second; after a longer pause, or one of the bus, nothing was heard."""
+        """Time has passed. Called at least each 2 s; after a longer pause, or one of the bus, nothing was heard."""
         if self._bus.connected:
             if now - self._heard_until >= SUSPECT_AFTER_S:
                 self._membership.deaf(now)
@@ -154,6 +154,10 @@ class Members:
             moved = self._membership.tick(now)
             if self._only is None:
                 self._announcer.announce(moved, self._about)
+
+    def until_next(self, now: float) -> float:
+        """As :meth:`Membership.until_next`."""
+        return self._membership.until_next(now)
 
     # Records
 

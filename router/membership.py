@@ -15,6 +15,7 @@ clock: ``now`` is passed in, in seconds of any monotonic clock.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from llmlb.bus.messages.events import NodeState
@@ -115,6 +116,12 @@ class Membership:
             if silence >= self._offline_after_s:
                 out += self._move(node_id, member, "offline", f"no heartbeat for {silence:.0f} s")
         return out
+
+    def until_next(self, now: float) -> float:
+        """Seconds until a node that is not heard any more is another thing than now; inf: none ever."""
+        limits = (self._suspect_after_s, self._offline_after_s)
+        heard = [m.last_beat for m in self._members.values() if m.state != "offline" and m.last_beat is not None]
+        return min((at + limit - now for at in heard for limit in limits if at + limit > now), default=math.inf)
 
     def deaf(self, now: float) -> None:
         """Until now nothing could be heard (the bus was away, this process slept): that was no node's fault.

@@ -170,12 +170,13 @@ class Metrics:
 
     def request_ended(self, record: Ended) -> None:
         """It is over, however it ended."""
-        left = self._running.get(record.model, 0) - 1
+        model = record.model
+        left = self._running[model] - 1
         if left > 0:
-            self._running[record.model] = left
+            self._running[model] = left
         else:
-            del self._running[record.model]
-        label = self._label(record.model)
+            del self._running[model]
+        label = self._labels.get(model) or self._label(model)
         series = self._series.get(label)
         if series is None:
             series = self._series[label] = Series()
@@ -219,18 +220,19 @@ class Metrics:
 
     @staticmethod
     def _count(series: Series, record: Ended) -> None:
-        series.ended[record.kind, record.status, _reason(series, record.reason)] += 1
+        reason = record.reason
+        series.ended[record.kind, record.status, "" if reason is None else _reason(series, reason)] += 1
         series.queued.observe(record.queue_ms / 1000)
         if record.status == "ok":
             series.whole.observe(record.total_ms / 1000)
-        if record.first_token_ms is not None:
-            series.first_token.observe(record.first_token_ms / 1000)
-        if record.inter_token_ms is not None:
-            series.inter_token.observe(record.inter_token_ms / 1000)
-        if record.usage is not None:
-            series.prompt_tokens += record.usage.prompt_tokens
-            series.generation_tokens += record.usage.completion_tokens
-            series.cached_tokens += record.usage.cached_tokens
+        if (first_ms := record.first_token_ms) is not None:
+            series.first_token.observe(first_ms / 1000)
+        if (inter_ms := record.inter_token_ms) is not None:
+            series.inter_token.observe(inter_ms / 1000)
+        if (usage := record.usage) is not None:
+            series.prompt_tokens += usage.prompt_tokens
+            series.generation_tokens += usage.completion_tokens
+            series.cached_tokens += usage.cached_tokens
         else:
             series.generation_tokens += sum(attempt.tokens for attempt in record.tried)
 
@@ -261,7 +263,7 @@ def _bounded(counts: Counter[str], reason: str) -> str:
     return reason if reason in counts or len(counts) < REASONS_MAX else OTHER
 
 
-def _reason(series: Series, reason: str | None) -> str:
-    if reason is None or len(series.ended) < REASONS_MAX:
-        return reason or ""
+def _reason(series: Series, reason: str) -> str:
+    if len(series.ended) < REASONS_MAX:
+        return reason
     return reason if any(key[2] == reason for key in series.ended) else OTHER

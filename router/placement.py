@@ -95,8 +95,11 @@ def _place_few(table: Table, ask: Ask, costs: list[float], answer: float) -> Pla
     least = min(costs)
     if least == math.inf:
         return None
+    entries = table.entries
+    if len(costs) == 1:
+        return _placement(table, ask, 0, least)
     limit = least + ALIKE * _one_more(table, ask.prompt_tokens or 1, answer)
-    best, first, entries = -1, 0, table.entries
+    best, first = -1, 0
     for index, cost in enumerate(costs):
         if cost <= limit and (best < 0 or entries[index].turn < first):
             best, first = index, entries[index].turn
@@ -115,21 +118,20 @@ def _one_more(table: Table, prompt: float, answer: float) -> float:
 
 
 def _placement(table: Table, ask: Ask, index: int, cost_s: float) -> Placement:
-    entry = table.entry(index)
-    running, slots = entry.running, entry.slots
-    state = "loaded" if entry.row.state == "ready" else entry.row.state
-    text = _busy(state, running, slots)
-    if ask.warm and entry.row.state == "ready" and (saved := _saved(ask.prompt_tokens, ask.warm.get(entry.node_id, 0))):
+    entry = table.entries[index]
+    row, running, slots = entry.row, entry.running, entry.slots
+    text = _busy(row.state, running, slots)
+    if ask.warm and row.state == "ready" and (saved := _saved(ask.prompt_tokens, ask.warm.get(entry.node_id, 0))):
         text += f", warm {saved} of {ask.prompt_tokens} tokens"
-    if entry.row.penalty_s >= 0.01:
-        text += f", {entry.row.penalty_s:.1f} s for failures"
+    if row.penalty_s >= 0.01:
+        text += f", {row.penalty_s:.1f} s for failures"
     return Placement(entry.node_id, text + _seconds(round(cost_s * 100)), cost_s, running >= slots)
 
 
 @lru_cache(1024)
 def _busy(state: str, running: int, slots: int) -> str:
     waiting = f", {running - slots} waiting" if running > slots else ""
-    return f"{state}, {min(running, slots)} of {slots} slots busy{waiting}"
+    return f"{'loaded' if state == 'ready' else state}, {min(running, slots)} of {slots} slots busy{waiting}"
 
 
 @lru_cache(1024)

@@ -3,23 +3,20 @@
 A node that is killed says no goodbye, but the bus knows: nobody listens on its subjects any more. So when a stream is
 silent, its node is asked on the subject for cancellations (with an empty request id, which older versions ignore too);
 the bus itself answers "no responders". A node that lives and has nothing to say is not disturbed by it. What the bus
-can't know, a cut cable or a stopped process, shows in missing heartbeats.
+can't know, a cut cable or a stopped process, shows in missing heartbeats. A node that is part of this very process is
+not asked: it ends with it.
 """
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Callable
 
-from llmlb.bus import subjects
+from llmlb.bus import codec, subjects
 from llmlb.bus.connection import Bus
-from llmlb.bus.errors import BusError, NodeLost
+from llmlb.bus.errors import NodeLost
 from llmlb.bus.messages.infer import CancelRequest
-from llmlb.bus.tasks import Background
 from llmlb.router.inbox import Inbox
 
-TICK_S = 0.25
 QUIET_S = 0.25
 """Silence of a stream from which on its node is asked."""
 UNHEARD_S = 3.0
@@ -36,20 +33,13 @@ class Prober:
         self._gateway_id = gateway_id
         self._suspect = suspect
         self._streams: dict[str, set[Inbox]] = {}
-        self._background = Background("prober")
-        self._work = asyncio.Event()
-
-    def start(self) -> None:
-        self._background.forever(self._run, "run")
-
-    async def close(self) -> None:
-        await self._background.close()
+        self.here: Callable[[str], bool] = lambda _: False
+        """Whether a node is part of this process, and on the bus."""
 
     def watch(self, node_id: str, inbox: Inbox) -> None:
         streams = self._streams.get(node_id)
         if streams is None:
             self._streams[node_id] = {inbox}
-            self._work.set()
         else:
             streams.add(inbox)
 
@@ -65,17 +55,11 @@ class Prober:
         for inbox in self._streams.get(node_id, ()):
             inbox.fail(NodeLost(why))
 
-    async def _run(self) -> None:
-        while True:
-            await self._work.wait()
-            if not self._streams:
-                self._work.clear()
-                continue
-            await asyncio.sleep(TICK_S)
-            if self._bus.connected:
-                await self._look(time.monotonic())
+    def look(self, now: float) -> None:
+        """Ask after the silent ones, with the bus there; ``now`` is of the monotonic clock. To be called each 0.25 s.
 
-    async def _look(self, now: float) -> None:
+        A bus that takes no more at the moment is asked the next time.
+        """
         for node_id, inboxes in list(self._streams.items()):
             heard = min((inbox.heard_at for inbox in inboxes), default=now)
             if now - heard < QUIET_S:
@@ -85,9 +69,6 @@ class Prober:
                 for inbox in list(inboxes):
                     if now - inbox.heard_at >= UNHEARD_S:
                         inbox.fail(NodeLost(why))
-                continue
-            try:
+            elif not self.here(node_id):
                 reply = subjects.reply(self._gateway_id, MARK + node_id)
-                await self._bus.publish(subjects.cancel(node_id), CancelRequest(request_id=""), reply=reply)
-            except BusError:
-                return
+                self._bus.publish_now(subjects.cancel(node_id), codec.encode(CancelRequest(request_id="")), reply=reply)

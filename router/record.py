@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from llmlb.bus import codec
 from llmlb.bus.messages.infer import FinishReason, Timings, Usage
 
 
@@ -62,6 +63,8 @@ class Record:
     bytes_in: int
     bytes_out: int
     request_body: str | None
+    request_json: bytes | None
+    """JSON, which goes into the message as it is."""
     answer: str | None
     reasoning: str | None
     tool_calls: Sequence[Called]
@@ -70,3 +73,10 @@ class Record:
     total_ms: float
     type: Literal["llmlb.request.record.v1"] = "llmlb.request.record.v1"
     sent_at: float = field(default_factory=time.time)
+
+
+def encode(record: Record) -> codec.Pieces:
+    """The message. Raises BadMessage, MessageTooLarge."""
+    if record.request_json is None:
+        return (codec.encode_plain(record),)
+    return codec.encode_around(record, "request_json", record.request_json)

@@ -17,7 +17,7 @@ from llmlb.bus import codec, subjects
 from llmlb.bus.connection import Bus
 from llmlb.bus.errors import LlmlbError
 from llmlb.bus.tasks import Background
-from llmlb.router.record import Record
+from llmlb.router.record import Record, encode
 
 log = logging.getLogger("llmlb.router.recorder")
 
@@ -42,7 +42,7 @@ class Recorder:
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
-        self._waiting: deque[tuple[str, bytes]] = deque()
+        self._waiting: deque[tuple[str, codec.Pieces]] = deque()
         """Subject and message of each."""
         self._bytes = 0
         self._there = asyncio.Event()
@@ -62,17 +62,18 @@ class Recorder:
 
     def put(self, record: Record) -> None:
         try:
-            data = codec.encode_plain(record)
+            pieces = encode(record)
         except LlmlbError as error:
             log.error("request_record_unwritable request=%s detail=%s", record.request_id, error.detail)
             return
-        if len(self._waiting) >= WAITING_MAX or self._bytes + len(data) > WAITING_BYTES_MAX:
+        size = sum(map(len, pieces))
+        if len(self._waiting) >= WAITING_MAX or self._bytes + size > WAITING_BYTES_MAX:
             self.dropped += 1
             if self.dropped == 1:
                 log.warning("request_records_dropped waiting=%d bytes=%d", len(self._waiting), self._bytes)
             return
-        self._waiting.append((_subject(record.node_id or NOWHERE), data))
-        self._bytes += len(data)
+        self._waiting.append((_subject(record.node_id or NOWHERE), pieces))
+        self._bytes += size
         if not self._there.is_set():
             self._there.set()
         if self._is_much():
@@ -100,16 +101,16 @@ class Recorder:
         batch = [self._waiting[at] for at in range(min(BATCH, len(self._waiting)))]
         try:
             *others, last = batch
-            for subject, data in others:
-                if not self._bus.publish_now(subject, data):
-                    await self._bus.publish_bytes(subject, data)
-            await self._bus.publish_bytes_stored(*last)
+            for subject, pieces in others:
+                if not self._bus.publish_now(subject, *pieces):
+                    await self._bus.publish_bytes(subject, b"".join(pieces))
+            await self._bus.publish_bytes_stored(last[0], b"".join(last[1]))
         except LlmlbError as error:
             log.debug("request_records_wait count=%d error=%s", len(self._waiting), error.message)
             return False
-        for _, data in batch:
+        for _, pieces in batch:
             self._waiting.popleft()
-            self._bytes -= len(data)
+            self._bytes -= sum(map(len, pieces))
         self.dropped = 0
         return True
 

@@ -82,6 +82,8 @@ _HINTS = {
     b":": (b'\\"', b'" ', *_cases('rd" wd" se" et" al" ls" on" ey" en" in" ie" on ey ie')),
 }
 """Marks of what may be a secret, and what stands before them then."""
+_LEAST = 7
+"""Characters of the shortest secret with what it is known by: ``"pin":1``, ``://a:b@``."""
 DATA_URL, BASE64, SCHEME = b"data:", b'"base64"', b"://"
 _KEY_BEGINS = rb"[A-Za-z0-9_-]{8}"
 """Half of the least that a key has: a longer repetition takes hyperscan long to compile."""
@@ -103,8 +105,17 @@ marks = SecretMarks(
 
 def kept_body(body: bytes) -> str:
     """A request's body for its record: images and secrets cut out, at most BODY_MAX bytes."""
+    return _kept(body, marks.find(body) if len(body) <= BODY_MAX + _MARGIN else None)
+
+
+def kept_json(body: bytes) -> str | bytes:
+    """The same, of a body that is known to be JSON: the body itself, where nothing is to be cut out of it."""
+    known = marks.find(body) if len(body) <= BODY_MAX + _MARGIN else None
+    return body if known is marks.nothing and len(body) <= BODY_MAX else _kept(body, known)
+
+
+def _kept(body: bytes, known: Marks | None) -> str:
     most = BODY_MAX + _MARGIN
-    known = marks.find(body) if len(body) <= most else None
     if known is None or known[DATA_URL] or known[BASE64]:
         # Not "in", which first takes what is searched for in bytes for a number: 0.3 µs.
         if body.find(DATA_URL) >= 0:
@@ -117,6 +128,8 @@ def kept_body(body: bytes) -> str:
 
 def kept_text(text: str) -> str:
     """An answer for its record: secrets cut out, at most BODY_MAX characters."""
+    if len(text) < _LEAST and text.isascii():
+        return text
     data = text[: BODY_MAX + _MARGIN].encode(errors="replace")
     return without_secrets(data).decode(errors="replace")[:BODY_MAX]
 
@@ -126,6 +139,8 @@ def without_secrets(data: bytes, known: Marks | None = None) -> bytes:
 
     ``known``: what :data:`marks` found in the same bytes, if it was asked already.
     """
+    if known is marks.nothing:
+        return data
     spans = sorted(_secrets(data, known))
     return _without(data, iter(spans), len(data)) if spans else data
 

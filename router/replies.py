@@ -36,6 +36,8 @@ class Replies:
 
     def open(self) -> tuple[str, Inbox]:
         """A new inbox and its name; :meth:`close` it."""
+        if not self._inboxes:
+            self._looked_at = None  # nobody had to look meanwhile
         name = str(next(self._numbers))
         inbox = self._inboxes[name] = Inbox()
         return name, inbox

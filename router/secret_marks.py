@@ -11,12 +11,12 @@ import importlib
 import logging
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 log = logging.getLogger("llmlb.router.secret_marks")
 
-Marks = dict[bytes, list[int]]
+Marks = Mapping[bytes, Sequence[int]]
 """Places of each mark, in order."""
 LEAST_BYTES = 2048
 """Shorter texts are searched by Python: that takes some microseconds."""
@@ -39,6 +39,8 @@ class SecretMarks:
         """
         self._patterns = tuple(patterns)
         self._most = most
+        self.nothing: Marks = {mark: () for mark, *_ in self._patterns}
+        """What is found in most texts."""
         self._library: Any = None
         self._base: Any = None
         self._thread: threading.Thread | None = None
@@ -61,7 +63,9 @@ class SecretMarks:
             return None
         finally:
             self._free.release()
-        marks: Marks = {mark: [] for mark, *_ in self._patterns}
+        if not hits:
+            return self.nothing
+        marks: dict[bytes, list[int]] = {mark: [] for mark, *_ in self._patterns}
         for number, end in hits:
             mark, behind, *_ = self._patterns[number]
             marks[mark].append(end - behind)

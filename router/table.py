@@ -85,7 +85,8 @@ class Entry:
     """These four are what the columns of the table hold for it."""
     steady: tuple[float, Speeds, float] | None = None
     """(seconds of load and penalty, speeds, seconds a usual request takes) while nothing but ``running`` can change its
-    weights: measured, in memory, not forgotten."""
+    weights: in memory, not forgotten, and measured or over its trials (a model whose answers have one token at the
+    most, such as an embedding's, has no decode speed for ever)."""
 
 
 class Table:
@@ -122,6 +123,8 @@ class Table:
         self._left: dict[str, float] = {}
         """Seconds left to load, of nodes that load it and can be chosen."""
         self._decisions = 0
+        self._forgotten_at = 0
+        """Before this decision nobody is forgotten."""
         self._unweighed = 0
         self._stale: set[int] = set()
         """Rows whose weights the columns do not have yet: where few nodes are, nobody looks there."""
@@ -168,6 +171,7 @@ class Table:
         if index is None:
             return
         self._freshen()
+        self._forgotten_at = 0  # fewer nodes are sooner through
         self._account(self.entries[index], None)
         self._left.pop(node_id, None)
         del self._order[node_id]
@@ -202,7 +206,7 @@ class Table:
             self._weigh(index)
         else:
             self._weigh_running(index, entry, *entry.steady)
-        if running > 0:
+        if running > 0 and self._decisions >= self._forgotten_at:
             self._remember_the_forgotten()
 
     def finished(self, prompt_tokens: int, answer_tokens: int) -> None:
@@ -313,7 +317,9 @@ class Table:
     def _remember_the_forgotten(self) -> None:
         node_id = next(iter(self._order))
         entry = self.entries[self._index[node_id]]
-        if self._decisions - entry.chosen_at >= FORGOTTEN_AFTER * len(self.entries):
+        # Of all it was chosen first, and who is chosen or comes later only makes this later.
+        self._forgotten_at = entry.chosen_at + FORGOTTEN_AFTER * len(self.entries)
+        if self._decisions >= self._forgotten_at:
             entry.forgotten = True
             entry.chosen_at = self._decisions
             self._order.move_to_end(node_id)
@@ -327,10 +333,15 @@ class Table:
 
     def _weigh_running(self, index: int, entry: Entry, extra_s: float, speeds: Speeds, service_s: float) -> None:
         """As :meth:`_weigh` where only what runs there is other than before: a third of its cost, twice a request."""
-        weights = self.costs.busy(entry.running, entry.slots, speeds, extra_s, service_s)
-        entry.fixed_s, entry.prefill_s, entry.decode_s = weights
+        running, slots = entry.running, entry.slots
+        entry.fixed_s, entry.prefill_s, entry.decode_s = self.costs.busy(running, slots, speeds, extra_s, service_s)
         self._stale.add(index)
-        self._account(entry, entry.slots - entry.running if entry.slots > entry.running else 0)
+        room = slots - running if slots > running else 0
+        if entry.room is None:
+            self._account(entry, room)
+        else:
+            self._free += room - entry.room
+            entry.room = room
 
     def _weigh(self, index: int) -> None:
         entry = self.entries[index]
@@ -356,7 +367,8 @@ class Table:
                 self._left[entry.node_id] = load_s
         speeds, extra_s = self._speeds(entry), load_s + row.penalty_s
         weights = self.costs.weigh(entry.running, entry.slots, speeds, extra_s)
-        if row.state == "ready" and entry.prefill_tps and entry.decode_tps and not entry.forgotten:
+        known = (entry.prefill_tps and entry.decode_tps) or entry.tries >= TRIALS
+        if row.state == "ready" and known and not entry.forgotten:
             entry.steady = extra_s, speeds, self.costs.service_s(speeds)
         self.fixed_s[index] = entry.fixed_s = weights.fixed_s
         self.prefill_s[index] = entry.prefill_s = weights.prefill_s
@@ -369,10 +381,6 @@ class Table:
         self._account(entry, None if idle else room)
 
     def _account(self, entry: Entry, room: int | None) -> None:
-        if room is not None and entry.room is not None:
-            self._free += room - entry.room
-            entry.room = room
-            return
         self._free += (room or 0) - (entry.room or 0)
         self._open += (room is not None) - (entry.room is not None)
         entry.room = room

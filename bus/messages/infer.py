@@ -6,6 +6,7 @@ all of them; a gap, or silence longer than the stall limit, is a failure and nev
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -42,6 +43,24 @@ class ChatMessage(Part):
     tool_calls: tuple[ToolCall, ...] = Field(default=(), description="calls the assistant asked for")
     tool_call_id: str | None = Field(default=None, description="the call that a tool turn answers")
     name: str | None = Field(default=None, description="who speaks: a tool's name, or a participant's")
+
+
+class WrittenMessages(tuple[ChatMessage, ...]):
+    """The messages of a request beside the JSON they were read from, which goes on the bus as it is.
+
+    Writing a long text as JSON once more costs more than all the rest of its message does. Whoever changes a message
+    makes a plain tuple of it.
+    """
+
+    json: memoryview
+    """A JSON array, of which a reader of messages makes the same."""
+
+    @classmethod
+    def of(cls, messages: Iterable[ChatMessage], json: memoryview) -> WrittenMessages:
+        """``json`` was read, and is what ``messages`` were made of."""
+        written = cls(messages)
+        written.json = json
+        return written
 
 
 class Tool(Part):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -47,6 +47,9 @@ class RequestRecord(Message):
     bytes_in: int = Field(default=0, ge=0, description="bytes of the request's body")
     bytes_out: int = Field(default=0, ge=0, description="bytes of text of the answer, UTF-8")
     request_body: str | None = Field(default=None, description="JSON of the request, 64 KiB at most")
+    request_json: dict[str, Any] | None = Field(
+        default=None, description="the request itself, in place of its text, where it is long and nothing was cut out"
+    )
     answer: str | None = Field(default=None, description="text of the answer, 64 KiB at most")
     reasoning: str | None = Field(default=None, description="what the model thought before it, 64 KiB at most")
     tool_calls: tuple[ToolCall, ...] = Field(default=(), description="the tools that it called")

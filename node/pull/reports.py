@@ -48,6 +48,8 @@ class Reports:
         self._bus, self._node_id = bus, node_id
         self._tasks: dict[str, PullProgress] = {}
         self._untold: set[str] = set()
+        self._news = asyncio.Event()
+        """Something is not told yet."""
 
     def get(self, task_id: str) -> PullProgress | None:
         return self._tasks.get(task_id)
@@ -60,6 +62,7 @@ class Reports:
         """Take note; it is told within 0.25 s."""
         self._tasks[progress.task_id] = progress
         self._untold.add(progress.task_id)
+        self._news.set()
         if is_over(progress):
             over = [task for task in self.all() if is_over(task)]
             for old in over[KEPT:]:
@@ -69,12 +72,16 @@ class Reports:
     def tell_again(self) -> None:
         """The bus was away, and may be another one: tell of everything that runs."""
         self._untold.update(task.task_id for task in self._tasks.values() if not is_over(task))
+        self._news.set()
 
     async def run(self) -> None:
         """Tell what changes, without end."""
         while True:
+            await self._news.wait()
             await asyncio.sleep(EVERY_S)
             await self.flush()
+            if not self._untold:  # else the bus is away, or more came meanwhile
+                self._news.clear()
 
     async def flush(self) -> None:
         """Tell now what is not told yet. A bus that is away is no error."""

@@ -350,7 +350,7 @@ async def respond(
         log.debug("infer request=%s model=%r choices=%d", inner[0].request_id, inner[0].model, len(inner))
     run = run or request.app.ctx.gateway.inference.stream
     direct = Direct() if len(inner) == 1 else None
-    call = call_of(request, streamed=stream, direct=direct)
+    call = call_of(request, streamed=stream, direct=direct, asked=inner[0])
     if direct is not None and not stream:
         return await _respond_one(request, run(inner[0], call), shape, direct, before_end)
     events = merged([run(one, call) for one in inner])

@@ -7,10 +7,11 @@ import hashlib
 
 from sanic import Request
 
+from llmlb.bus.messages.infer import InferRequest, WrittenMessages
 from llmlb.router.call import Call, Direct
 from llmlb.router.gateway.auth import principal_of
 from llmlb.router.ids import new_id
-from llmlb.router.redaction import kept_body
+from llmlb.router.redaction import kept_body, kept_json
 
 NO_RETRY = "x-llmlb-no-retry"
 
@@ -37,8 +38,12 @@ def _digest(given: str) -> str:
     return hashlib.sha256(given.encode()).hexdigest()[:12]
 
 
-def call_of(request: Request, *, streamed: bool, direct: Direct | None = None) -> Call:
+def call_of(
+    request: Request, *, streamed: bool, direct: Direct | None = None, asked: InferRequest | None = None
+) -> Call:
+    """``asked``: the first request that was made of it."""
     headers = request.headers
+    kept = kept_body if asked is None or type(asked.messages) is not WrittenMessages else kept_json
     given: str | None = headers.get("x-request-id")
     return Call(
         key=key_of(request),
@@ -48,6 +53,6 @@ def call_of(request: Request, *, streamed: bool, direct: Direct | None = None) -
         streamed=streamed,
         no_retry=headers.get(NO_RETRY, "") in ("1", "true"),
         bytes_in=len(request.body),
-        body=kept_body(request.body),
+        body=kept(request.body),
         direct=direct,
     )

@@ -4,22 +4,35 @@ Most bodies have a model, texts, and a few numbers. Such a one is taken apart he
 :class:`llmlb.router.gateway.openai_schema.ChatRequest`. Whatever else there is (another field, a part that is no text,
 a number out of its range, something malformed) is left to that class, which also has the words for what is wrong with
 it. tests/unit/gateway/test_plain_chat.py holds the two together.
+
+Of a longer body the messages are read by themselves, and their JSON goes on the bus as it came: writing 64 KB of prose
+once more takes longer than all the rest of its request.
 """
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any
 
 import orjson
+from pydantic_core import from_json
 
 from llmlb.bus.messages.base import made
-from llmlb.bus.messages.infer import ChatMessage, InferRequest, Sampling
-from llmlb.router.gateway.openai_schema import MAX_MODEL_NAME, NEVER_NONE
+from llmlb.bus.messages.infer import ChatMessage, InferRequest, Sampling, WrittenMessages
+from llmlb.router.gateway.openai_schema import LONGEST_BYTES, MAX_MESSAGES, MAX_MODEL_NAME, NEVER_NONE
 
-PLAIN_MAX = 4096
-"""Bytes of a body that is looked at: of a longer one the schema is a small part of the cost."""
+SHORT_MAX = 4096
+"""Bytes of a body that is read as a whole."""
+PLAIN_MAX = LONGEST_BYTES
+"""Bytes of a body that is looked at."""
 _FIELDS = frozenset({"model", "messages", "max_tokens", "stream", "temperature", "top_p", "seed"})
+_MESSAGES = b'"messages"'
+_NEAR = 512
+"""So near to the beginning and to the end of a long body its messages begin and end, but for bodies of an odd form."""
+_SPACE = b" \t\r\n"
+_TEXTS = re.compile(rb'\[\s*\{\s*"(?:role"\s*:\s*"[a-z]*"\s*,\s*"content|content)"\s*:\s*"')
+"""How messages begin whose first is a text: the schema need not read again what was read here in vain."""
 _ROLES = ("user", "assistant", "system", "developer", "tool")
 _TOKENS_END = 2**31
 _SEED_END = 2**63
@@ -30,8 +43,11 @@ def plain_chat(body: bytes, request_id: str, seed: int) -> tuple[InferRequest, b
 
     ``seed``: where the client gave none. Never raises.
     """
-    if len(body) > PLAIN_MAX:
-        return None
+    json: memoryview | None = None
+    if len(body) > SHORT_MAX:
+        if len(body) > PLAIN_MAX or (apart := _apart(body)) is None:
+            return None
+        json, body = apart
     try:
         given = orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -41,7 +57,8 @@ def plain_chat(body: bytes, request_id: str, seed: int) -> tuple[InferRequest, b
     model, stream = given.get("model"), given.get("stream")
     if type(model) is not str or not 0 < len(model) <= MAX_MODEL_NAME or not (stream is None or type(stream) is bool):
         return None
-    messages, sampling = _messages(given.get("messages")), _sampling(given, seed)
+    asked, sampling = given.get("messages"), _sampling(given, seed)
+    messages = _messages(asked) if json is None else _written(asked, json)
     if not messages or sampling is None:
         return None
     fields = {
@@ -55,6 +72,39 @@ def plain_chat(body: bytes, request_id: str, seed: int) -> tuple[InferRequest, b
         "think": None,
     }
     return made(InferRequest, fields), stream is True
+
+
+def _apart(body: bytes) -> tuple[memoryview, bytes] | None:
+    """The messages of a body, and the body with an empty list in their place. None: they are not where they mostly are.
+
+    If the second is JSON, has no fields but ours, and an empty list of messages, then the body is JSON exactly where
+    the first is, and has these messages: the name before them stands where a name can stand, since no text with a
+    quotation mark in it is one of our fields, and no later field of the same name is a list, since what is behind the
+    last bracket has none.
+    """
+    name = body.find(_MESSAGES, 0, _NEAR)
+    begin = body.find(b"[", name, _NEAR) if name >= 0 else -1
+    end = body.rfind(b"]", max(begin, len(body) - _NEAR)) + 1
+    if begin < 0 or end <= begin or body[name + len(_MESSAGES) : begin].strip(_SPACE) != b":":
+        return None
+    if _TEXTS.match(body, begin) is None:
+        return None
+    return memoryview(body)[begin:end], body[:begin] + b"[]" + body[end:]
+
+
+def _written(asked: Any, json: memoryview) -> tuple[ChatMessage, ...]:
+    """As :func:`_messages` of what was read of this JSON; ``asked`` is what stood in its place.
+
+    It is read as deep as a record has it: a name that comes twice hides values of any depth, and there is a limit.
+    """
+    if asked != []:
+        return ()
+    try:
+        given = from_json(b"".join((b"[[", json, b"]]")), cache_strings="keys")[0][0]
+    except ValueError:
+        return ()
+    messages = _messages(given) if len(given) <= MAX_MESSAGES else ()
+    return WrittenMessages.of(messages, json) if messages else ()
 
 
 def _messages(given: Any) -> tuple[ChatMessage, ...]:

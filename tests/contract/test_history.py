@@ -52,7 +52,7 @@ async def bus(server: NatsServer, make_bus: MakeBus) -> Bus:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("EVERY_S", "RETRY_S", "LOOK_S"):
+    for name in ("EVERY_S", "RETRY_S", "LOOK_S", "REST_S"):
         monkeypatch.setattr(history_module, name, 0.05)
 
 

@@ -101,6 +101,33 @@ async def test_what_needs_no_waiting_is_sent_at_once_in_order_with_all_else(make
     assert got == [b"%d" % number for number in range(300)]
 
 
+async def test_a_message_in_pieces_arrives_as_one(make_bus: MakeBus, nats_url: str) -> None:
+    bus = await make_bus(url=nats_url)
+    sent = [
+        (b"%d" % at, *(b"%d" % piece * size for piece in range(at % 4)))
+        for size in (0, 1, 3000, 90_000)
+        for at in range(8)
+    ]
+    got: list[bytes] = []
+    everything = asyncio.Event()
+
+    async def take(msg: Msg) -> None:
+        got.append(msg.data)
+        if len(got) == len(sent):
+            everything.set()
+
+    await bus.subscribe("test.publishing.pieces", take)
+    await bus.client.flush()
+    for pieces in sent:
+        if not bus.publish_now("test.publishing.pieces", *pieces):
+            await bus.publish_bytes("test.publishing.pieces", b"".join(pieces))
+    async with asyncio.timeout(20):
+        await everything.wait()
+    assert got == [b"".join(pieces) for pieces in sent]
+    half = b"x" * (bus.client.max_payload // 2 + 1)
+    assert not bus.publish_now("test.publishing.pieces", half, half)
+
+
 async def test_nothing_is_sent_at_once_that_has_to_be_waited_for_or_is_refused(
     make_bus: MakeBus, nats_url: str
 ) -> None:

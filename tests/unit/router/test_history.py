@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,6 +60,15 @@ def test_a_record_comes_back_whole_and_its_row_without_bodies(store: RequestStor
     assert whole["tried"][0]["node_id"] == NODE
     assert {name: whole[name] for name in row} == row
     assert get(path, "b") is None
+
+
+def test_a_body_that_was_kept_as_json_is_shown_as_its_text(store: RequestStore, path: Path) -> None:
+    asked = {"model": "m", "messages": [{"role": "user", "content": 'größe "\n'}], "temperature": 0.5}
+    put(store, record(request_id="a", request_body=None, request_json=asked))
+    whole = get(path, "a")
+    assert whole is not None
+    assert json.loads(whole["request_body"]) == asked
+    assert "request_json" not in whole
 
 
 def test_what_a_newer_gateway_adds_is_kept(store: RequestStore, path: Path) -> None:

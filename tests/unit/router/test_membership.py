@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -69,6 +71,38 @@ def test_a_node_is_suspect_after_three_missed_heartbeats_and_offline_after_thirt
     assert not m.suspect(A, 40), "offline is not suspect"
     assert steps(beat(m, 50)) == [("offline", "registering"), ("registering", "online")]
     assert not m.suspect(A, 50)
+
+
+def test_it_is_known_when_a_node_that_falls_silent_is_another_thing() -> None:
+    m = Membership()
+    assert m.until_next(0) == math.inf, "there is no node"
+    beat(m, 0)
+    m.heartbeat("b" * 32, 1, approved=True, ready=1, total=1)
+    assert m.until_next(1) == 2, "then the first is suspect"
+    assert m.until_next(3) == 1, "then the other one is"
+    assert m.until_next(4) == 26, "then the first is offline"
+    m.tick(30)
+    assert m.until_next(30) == 1
+    m.tick(31)
+    assert m.until_next(31) == math.inf, "both are offline, and stay so until they are heard"
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.floats(0, 10)), max_size=20))
+def test_nothing_changes_before_the_time_that_is_told(beats: list[tuple[str, float]]) -> None:
+    m, now = Membership(), 0.0
+    for node, pause in beats:
+        now += pause
+        m.heartbeat(node * 32, now, approved=True, ready=1, total=1)
+    for _ in range(5):
+        m.tick(now)
+        before = [(m.state(node), m.suspect(node, now)) for node in m.nodes()]
+        pause = m.until_next(now)
+        if pause == math.inf:
+            return
+        just_before = now + pause * 0.999
+        assert m.tick(just_before) == []
+        assert [(m.state(node), m.suspect(node, just_before)) for node in m.nodes()] == before
+        now += pause + 1e-6
 
 
 def test_after_a_time_in_which_nothing_could_be_heard_nodes_are_suspect_and_not_offline() -> None:

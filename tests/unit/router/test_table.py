@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmlb.router import table as table_module
 from llmlb.router.table import Row, State, Table
 
 NODES = ("a", "b", "c")
@@ -46,3 +49,35 @@ def test_small_steps_and_a_whole_look_weigh_the_same(steps: list[tuple[str, obje
             table._weigh(index)
         np.testing.assert_array_equal(costs, table.weighed(300, 100, 2))
         assert free == table.free()
+
+
+COMES_AND_GOES = st.tuples(st.sampled_from(["chosen", "chosen", "chosen", "there", "gone"]), st.sampled_from(NODES))
+
+
+@given(st.lists(COMES_AND_GOES, max_size=120))
+def test_a_node_that_nobody_chose_for_long_is_found_at_the_very_decision(steps: list[tuple[str, str]]) -> None:
+    table, waits = Table("seed"), 4
+    chosen_at: dict[str, int] = {}  # the one that was not chosen for longest first
+    forgotten: set[str] = set()
+    decisions = 0
+    with patch.object(table_module, "FORGOTTEN_AFTER", waits):
+        for what, node in steps:
+            if what == "there":
+                table.put(node, Row(usable=True, state="ready", slots=2, running=0))
+                chosen_at.setdefault(node, decisions)
+            elif what == "gone":
+                table.drop(node)
+                chosen_at.pop(node, None)
+                forgotten.discard(node)
+            elif node in chosen_at:
+                table.add(node, 1)
+                decisions += 1
+                del chosen_at[node]
+                chosen_at[node] = decisions
+                forgotten.discard(node)
+                oldest = next(iter(chosen_at))
+                if decisions - chosen_at[oldest] >= waits * len(chosen_at):
+                    del chosen_at[oldest]
+                    chosen_at[oldest] = decisions
+                    forgotten.add(oldest)
+            assert {entry.node_id for entry in table.entries if entry.forgotten} == forgotten
