@@ -47,6 +47,8 @@ class Order:
     rounds: int = 0
     tokens: int = 1
     tokens_most: int = 0
+    begin_over_s: float = 0.0
+    """In so many seconds the clients begin, one after the other; 0: all at once. Not of ``hold``."""
 
     def length(self, number: int) -> int:
         """Tokens of request ``number``."""
@@ -209,8 +211,10 @@ class Load:
         _, connection = await asyncio.get_running_loop().create_connection(Connection, "127.0.0.1", self._order.port)
         return connection
 
-    async def _client(self) -> None:
+    async def _client(self, place: int) -> None:
+        """``place``: 0 for the first one."""
         connection = await self._connect()
+        await asyncio.sleep(self._order.begin_over_s * place / self._order.clients)
         for turn in itertools.count():
             over = turn >= self._order.rounds if self._order.rounds else time.perf_counter() >= self._until
             if over:
@@ -255,8 +259,8 @@ class Load:
                 for _ in range(self._order.clients):
                     group.create_task(self._held(gate))
             else:
-                for _ in range(self._order.clients):
-                    group.create_task(self._client())
+                for place in range(self._order.clients):
+                    group.create_task(self._client(place))
         result.seconds = time.perf_counter() - began
         for answer in self._answers:
             answer.read_into(result, streamed=self._order.kind != "unary")

@@ -63,10 +63,14 @@ def _rows(table: Table) -> list[list[str]]:
             plain(f"CPU a chunk, {streams} streams: {words}", "ms", f"chunk.{streams}.{part}")
         plain(f"chunks, {streams} streams", "1/s", f"chunks.{streams}")
         plain(f"tokens in a chunk, {streams} streams", "", f"merged.{streams}")
-    for share in ("p50", "p99"):
+    for share, words in (
+        ("p50", "p50, 16 streams"),
+        ("p99", "p99, 16 streams"),
+        ("burst", "of the last of 16 at once"),
+    ):
         key = f"first.{share}"
         row(
-            f"time to first token {share}, 16 streams; direct, then added",
+            f"time to first token {words}; direct, then added",
             "ms",
             lambda name, key=key: (  # type: ignore[misc]
                 _cell(table, key, name) if name == DIRECT else report.number(added(table, key, name))
@@ -146,7 +150,8 @@ for the whole time; one is measured at a time, in turn and in changing order. Me
   bars stand beside them as they are; on a machine of another speed they say little.
 - *Short requests*: one token, not streamed, connections kept alive, each client one after the other. *Added*: the
   percentile less the direct call's of the same round.
-- *Time to first token*: 16 clients, answers of 10 to 50 tokens, one after the other.
+- *Time to first token*: 16 clients, answers of 10 to 50 tokens, one after the other; the clients begin within half a
+  second. *Of the last of 16 at once*: all begin in the same millisecond, so it is what 16 requests cost in a row.
 - *Open streams*: all open at once, a token every two seconds; what the gateway's resident memory grew by, over their
   number, and whether each answer came whole. Measured first, while the processes are fresh.
 - *Failover*: three nodes as processes of their own, streams of 150 tokens at 40 a second, each text compared word for
