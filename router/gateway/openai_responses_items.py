@@ -40,7 +40,7 @@ def _item(item: Any, where: str) -> Item:
     if kind is None and "role" in item:
         kind = "message"
     if not isinstance(kind, str) or kind not in _PREFIX:
-        shown = f"items of type '{kind}'"[:80] if isinstance(kind, str) else "an item without a type or role"
+        shown = f"items of type '{kind}'"[:80] if isinstance(kind, str) else "items without a type or role"
         raise InvalidRequest(f"{shown} are not supported: {', '.join(_PREFIX)} are", param=f"{where}.type")
     given_id = item.get("id")
     out: Item = {**item, "type": kind, "id": given_id if isinstance(given_id, str) and given_id else new_id(kind)}

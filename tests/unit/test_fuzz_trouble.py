@@ -22,7 +22,7 @@ FINE = [
     [
         "2026-11-22T00:14:42.209Z ERROR   sanic.error <GatewayRequest: OPTIONS /v0/users> body not consumed.",
         "Traceback (most recent call last):",
-        "/work/node/engine/sampling.py:137: RuntimeWarning: divide by zero encountered in divide",
+        "node/engine/sampling.py:137: RuntimeWarning: divide by zero encountered in divide",
         "2026-11-22T00:14:42.209Z WARNING py.warnings app.py:12: RuntimeWarning: coroutine 'f' was never awaited",
     ],
 )
