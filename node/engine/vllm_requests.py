@@ -1,4 +1,4 @@
-"""From a request to a job of the vLLM engine, and to what vLLM is asked for it. Gets vllm handed in, imports none."""
+"""From a request to a job of the vLLM engine, and to what vLLM is asked for it. Gets vllm; imports only its errors."""
 
 from __future__ import annotations
 

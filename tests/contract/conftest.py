@@ -1,5 +1,6 @@
-"""Fixtures of the tests of models of a cluster; a test module that has its own of the same name uses that."""
+"""Fixtures of several modules here; a test module that has its own of the same name uses that."""
 
+from tests.support.history_rig import bus, server
 from tests.support.model_rig import bus_server, hub, node, router, url
 
-__all__ = ["bus_server", "hub", "node", "router", "url"]
+__all__ = ["bus", "bus_server", "hub", "node", "router", "server", "url"]

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,21 +33,6 @@ from tests.support.records import NODE, record
 from tests.unit.gateway.scripted import Scripted
 
 MakeBus = Callable[..., Awaitable[Bus]]
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[NatsServer]:
-    """A bus of its own: the stream of records has one name on each."""
-    server = NatsServer(tmp_path / "nats").start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-async def bus(server: NatsServer, make_bus: MakeBus) -> Bus:
-    bus = await make_bus(url=server.url)
-    await ensure_streams(bus.client)
-    return bus
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -16,30 +16,13 @@ import pytest
 from llmlb.bus import codec, subjects
 from llmlb.bus.connection import Bus
 from llmlb.bus.errors import HistoryDown
-from llmlb.bus.streams import ensure_streams
 from llmlb.router import history_process as module
 from llmlb.router.history_process import HistoryProcess
 from llmlb.router.history_query import RequestFilter
-from tests.conftest import MakeBus
-from tests.support.natsd import NatsServer
 from tests.support.records import NODE, record
 
 WAIT_S = 30.0
 """A process of Python starts in half a second, and on a busy machine in ten."""
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[NatsServer]:
-    server = NatsServer(tmp_path / "nats").start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-async def bus(server: NatsServer, make_bus: MakeBus) -> Bus:
-    bus = await make_bus(url=server.url)
-    await ensure_streams(bus.client)
-    return bus
 
 
 @contextlib.asynccontextmanager

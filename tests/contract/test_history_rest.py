@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,6 @@ import pytest
 from llmlb.bus import codec, subjects
 from llmlb.bus.connection import Bus
 from llmlb.bus.stream_reader import StreamReader
-from llmlb.bus.streams import ensure_streams
 from llmlb.router import history as history_module
 from llmlb.router.history import History
 from tests.conftest import MakeBus
@@ -27,20 +26,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("EVERY_S", "RETRY_S", "LOOK_S"):
         monkeypatch.setattr(history_module, name, 0.02)
     monkeypatch.setattr(history_module, "REST_S", 3600.0)
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[NatsServer]:
-    server = NatsServer(tmp_path / "nats").start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-async def bus(server: NatsServer, make_bus: MakeBus) -> Bus:
-    bus = await make_bus(url=server.url)
-    await ensure_streams(bus.client)
-    return bus
 
 
 @contextlib.asynccontextmanager
