@@ -39,6 +39,7 @@ from llmlb.router.gateway.body_budget import budget_of
 from llmlb.router.gateway.entry import GatewayRequest, enter
 from llmlb.router.gateway.http_connection import Connection, Patience
 from llmlb.router.gateway.http_errors import handle_exception, id_headers
+from llmlb.router.gateway.http_receiver import BUFFER_BYTES
 from llmlb.router.gateway.memory import keep_freed_memory
 from llmlb.router.gateway.ports import Gateway
 from llmlb.router.gateway.short_way import ShortWay
@@ -85,6 +86,7 @@ def build_app(gateway: Gateway) -> Sanic[Any, Any]:
     app.ctx.patience = Patience(gateway.settings.client_timeout_s, gateway.settings.idle_timeout_s)
     processes = gateway.settings.router_workers if gateway.role == "router" else 1
     app.ctx.body_budget = budget_of(gateway.settings, processes=processes)
+    app.ctx.arrivals = bytearray(BUFFER_BYTES)
     for module in (operations, docs_page, identity, *SURFACES):
         app.blueprint(module.routes)
     app.blueprint(llmlb_router.routes if gateway.role == "router" else llmlb_node.routes)

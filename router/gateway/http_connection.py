@@ -20,6 +20,7 @@ from sanic.server.protocols.websocket_protocol import WebSocketProtocol
 
 from llmlb.router.gateway.body_budget import Held
 from llmlb.router.gateway.http_head import HttpRefused
+from llmlb.router.gateway.http_receiver import Receiver
 from llmlb.router.gateway.http_stream import StrictHttp
 
 log = logging.getLogger("llmlb.router.gateway.http_connection")
@@ -76,13 +77,14 @@ class _Arrival:
 class Connection(WebSocketProtocol):
     """Sanic's protocol, with the rules of this module.
 
-    ``app.ctx`` holds a :class:`Patience` and a :class:`~llmlb.router.gateway.body_budget.BodyBudget` for all of them.
+    ``app.ctx`` holds for all of them a :class:`Patience`, a :class:`~llmlb.router.gateway.body_budget.BodyBudget`, and
+    the buffer that they read into (``arrivals``).
     """
 
     HTTP_CLASS = StrictHttp
     # Sanic's metaclass leaves no room for others.
     __slots__ = (
-        *("body_held", "eof", "linger", "patience"),
+        *("body_held", "early", "eof", "linger", "patience"),
         *("_began", "_body_began", "_body_bytes", "_buffer_max", "_direct", "_dropped", "_first", "_sink"),
         *("_sink_left", "_timer"),
     )
@@ -96,6 +98,8 @@ class Connection(WebSocketProtocol):
         self._data_received: Any = _Arrival(self.loop)
         self._buffer_max: int = self.app.config.REQUEST_BUFFER_SIZE
         self.body_held = Held(self.app.ctx.body_budget)
+        self.early: bytes | None = None
+        """What came behind a head in one read, until that head is read: it belongs behind what the buffer holds."""
         self.eof = False
         """The client sends no more."""
         self.linger = False
@@ -106,7 +110,7 @@ class Connection(WebSocketProtocol):
         self._sink_left = 0
         self._direct = False
         self._first: bytes | None = None
-        """A body that came at once, which is not copied then."""
+        """A body that came at once."""
         self._began = 0.0
         self._body_began: float | None = None
         self._body_bytes = 0
@@ -257,6 +261,7 @@ class Connection(WebSocketProtocol):
     def connection_made(self, transport: Any) -> None:
         """One more; where there are too many, the one that idles for longest goes."""
         super().connection_made(transport)  # type: ignore[no-untyped-call]
+        transport.set_protocol(Receiver(self, self.app.ctx.arrivals))
         if 0 < self.patience.connections_max < len(self.connections):
             idle = [one for one in self.connections if one is not self and one.idles]
             min(idle, key=lambda one: one._time, default=self).cut()
@@ -272,8 +277,44 @@ class Connection(WebSocketProtocol):
         http = self.http  # None before its task has begun
         return http is not None and http.stage is Stage.IDLE and self.websocket is None
 
-    def data_received(self, data: bytes) -> None:
-        """Into the body that is read, over, or into the buffer."""
+    @property
+    def awaits_request(self) -> bool:
+        """Whatever comes next is a head, from its first byte."""
+        http = self.http  # None before its task has begun
+        return (
+            http is not None
+            and http.stage is Stage.IDLE
+            and not self.recv_buffer
+            and self.early is None
+            and self._sink is None
+            and self._dropped is None
+            and self.websocket is None
+        )
+
+    def request_received(self, head: memoryview, rest: bytes) -> None:
+        """A head to its end, and what came behind it; only while one is awaited."""
+        self._body_bytes += len(head) + len(rest)
+        self._time = time.monotonic()
+        self.recv_buffer += head
+        self.early = rest
+        if len(rest) >= self._buffer_max and self.transport is not None:
+            self.transport.pause_reading()
+        self._data_received.set()
+
+    def join_early(self) -> None:
+        """From now on the buffer holds all that came."""
+        if self.early is not None:
+            self.recv_buffer += self.early
+            self.early = None
+
+    def read_bytes(self) -> None:
+        """This becomes a websocket, and Sanic asks the transport for its protocol."""
+        self.join_early()
+        if self.transport is not None:
+            self.transport.set_protocol(self)
+
+    def data_received(self, data: bytes | memoryview) -> None:
+        """Into the body that is read, over, or into the buffer. A view is read before this returns."""
         if self._dropped is not None:
             self._dropped += len(data)
             if self._dropped > LINGER_BYTES:
@@ -281,9 +322,10 @@ class Connection(WebSocketProtocol):
             return
         self._body_bytes += len(data)
         if self.websocket is not None:
-            super().data_received(data)  # type: ignore[no-untyped-call]
+            super().data_received(bytes(data))  # type: ignore[no-untyped-call]
             return
         self._time = time.monotonic()
+        self.join_early()
         if self._sink is None or not self._sink_left:  # no body is read, or it is whole and this is behind it
             self.recv_buffer += data
             if len(self.recv_buffer) >= self._buffer_max and self.transport is not None:
@@ -295,7 +337,7 @@ class Connection(WebSocketProtocol):
             data = data[: self._sink_left]
         self._sink_left -= len(data)
         if self._direct and not self._sink_left and not self._sink.tell():
-            self._first = data  # all of it at once
+            self._first = bytes(data)  # all of it at once
         else:
             self._sink.write(data)
         if not self._sink_left:

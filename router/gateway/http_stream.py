@@ -48,6 +48,7 @@ class StrictHttp(Http):
     def init_for_request(self) -> None:
         """As Sanic's."""
         super().init_for_request()  # type: ignore[no-untyped-call]
+        self.protocol.join_early()
         self.protocol.body_held.release()
         self.version = "1.1"
 
@@ -66,6 +67,8 @@ class StrictHttp(Http):
         if length is not None and length > self.request_max_size:
             raise HttpRefused(413, self._too_large())
         self.upgrade_websocket = head.websocket
+        if head.websocket:
+            self.protocol.read_bytes()
         self.request = request = self.protocol.request_class(
             url_bytes=head.target.encode(),
             headers=head.headers,  # type: ignore[arg-type]  # it makes its own of it
@@ -87,6 +90,9 @@ class StrictHttp(Http):
         self.request_bytes_left = self.request_bytes = length or 0
         self.expecting_continue = head.expects
         self.request_body = "chunked" if length is None else length > 0 or None
+        early = self.protocol.early
+        if early is not None and (len(early) != length or self.recv_buffer or head.expects):
+            self.protocol.join_early()  # more than this body, or less
 
     def _head_here(self) -> bytes:
         """As :meth:`_raw_head`, where it came as a whole; else nothing, and nothing is taken."""
@@ -132,6 +138,7 @@ class StrictHttp(Http):
         if self.request_bytes > self.request_max_size:
             raise HttpRefused(413, self._too_large())
         self.protocol.body_held.grow(self.request_bytes)
+        self.protocol.join_early()
         if self.expecting_continue:
             self.expecting_continue = False
             await self._send(HTTP_CONTINUE)
@@ -145,6 +152,14 @@ class StrictHttp(Http):
     def body_here(self, limit: int) -> bytes | None:
         """As :meth:`whole_body`, for one that has come already. None: it has not, or there is more to it."""
         size = self.request_bytes_left
+        early = self.protocol.early
+        if early is not None and size <= limit:
+            self.protocol.body_held.grow(size)
+            self.protocol.early = None
+            self.request_body = None
+            self.request_bytes_left = 0
+            return early
+        self.protocol.join_early()
         buf = self.recv_buffer
         if self.request_body is not True or self.expecting_continue or size > len(buf) or size > limit:
             return None
@@ -212,6 +227,7 @@ class StrictHttp(Http):
         return None
 
     def _leave_body(self) -> None:
+        self.protocol.join_early()
         here = self._body_is_here()
         self.request_body = None
         if here:
@@ -224,6 +240,7 @@ class StrictHttp(Http):
 
     def respond(self, response: BaseHTTPResponse) -> BaseHTTPResponse:
         """As Sanic's; whoever is answered before its body was wanted need not send it."""
+        self.protocol.join_early()
         if self.expecting_continue or (self.request_body and not self._body_is_here()):
             self.expecting_continue = False
             self.keep_alive = False

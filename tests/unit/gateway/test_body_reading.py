@@ -10,8 +10,10 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from sanic.http import Stage
 
 from llmlb.router.gateway.http_connection import Connection
+from llmlb.router.gateway.http_receiver import APART_BYTES, Receiver
 from tests.unit.gateway.auth_rig import Rig
 
 
@@ -83,3 +85,43 @@ async def test_pieces_of_a_chunked_body_go_into_one(connection: Connection) -> N
     connection.data_received(b"body\r\n")
     await reading
     assert (sink.getvalue(), bytes(connection.recv_buffer)) == (b"beforebody", b"\r\n")
+
+
+HEAD = b"POST / HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+def read(connection: Connection, *pieces: bytes, stage: Stage = Stage.IDLE) -> None:
+    """As an event loop reads them, into one buffer."""
+    connection._http = cast(Any, SimpleNamespace(stage=stage))
+    buffer = bytearray(100_000)
+    receiver = Receiver(connection, buffer)
+    for piece in pieces:
+        receiver.get_buffer(-1)[: len(piece)] = piece
+        receiver.buffer_updated(len(piece))
+        buffer[:] = bytes(len(buffer))  # what was read is gone
+
+
+async def test_a_body_that_comes_with_its_head_lies_apart(connection: Connection) -> None:
+    body = b"y" * APART_BYTES
+    read(connection, HEAD + body)
+    assert (bytes(connection.recv_buffer), connection.early) == (HEAD, body)
+
+
+async def test_what_comes_before_the_head_is_read_lies_behind_the_body(connection: Connection) -> None:
+    body = b"y" * APART_BYTES
+    read(connection, HEAD + body, b"and more")
+    assert (bytes(connection.recv_buffer), connection.early) == (HEAD + body + b"and more", None)
+
+
+@pytest.mark.parametrize("stage", [Stage.REQUEST, Stage.HANDLER, Stage.RESPONSE])
+async def test_nothing_lies_apart_while_a_request_is_under_way(connection: Connection, stage: Stage) -> None:
+    data = HEAD + b"y" * APART_BYTES
+    read(connection, data, stage=stage)
+    assert (bytes(connection.recv_buffer), connection.early) == (data, None)
+
+
+@pytest.mark.parametrize("first", [b"", HEAD[:10], HEAD + b"short", b"\r\n\r\n" + HEAD])
+async def test_what_is_no_whole_head_and_a_long_body_goes_into_the_buffer(connection: Connection, first: bytes) -> None:
+    data = b"z" * APART_BYTES
+    read(connection, *filter(None, (first, data)))
+    assert (bytes(connection.recv_buffer), connection.early) == (first + data, None)
