@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import struct
 from dataclasses import dataclass
-from hashlib import blake2b
+from hashlib import sha256
 
 from llmlb.bus.messages.infer import InferRequest
 
 VOCABULARY = 32_000
 VECTOR_SIZE = 8
+COUNTED = 8192
+"""Characters of a text whose words are counted."""
 
 
 def token_text(token_id: int) -> str:
@@ -26,7 +28,8 @@ def prompt_text(request: InferRequest) -> str:
 
 
 def _digest(text: str) -> int:
-    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+    # Processors have instructions for it: 64 KB take half as long as with blake2b.
+    return int.from_bytes(sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "little")
 
 
 def _mixed(number: int) -> int:
@@ -69,5 +72,12 @@ def vector(text: str | tuple[int, ...]) -> bytes:
 
 
 def size_of(text: str | tuple[int, ...]) -> int:
-    """Tokens of an input: its words, at least one."""
-    return max(1, len(text.split() if isinstance(text, str) else text))
+    """Tokens of an input: its words, at least one; of a long text as many as its beginning has in proportion.
+
+    To count the words of 64 KB takes 0.3 ms, more than a gateway needs for them.
+    """
+    if not isinstance(text, str):
+        return max(1, len(text))
+    if len(text) <= COUNTED:
+        return max(1, len(text.split()))
+    return max(1, round(len(text[:COUNTED].split()) * len(text) / COUNTED))

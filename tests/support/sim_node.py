@@ -13,6 +13,8 @@ import signal
 import sys
 import uuid
 
+import uvloop
+
 from llmlb.bus import logs
 from llmlb.bus.connection import Bus
 from llmlb.bus.messages.nodes import Heartbeat
@@ -87,5 +89,5 @@ async def main(args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     logs.configure(debug=False)
-    asyncio.run(main(arguments()))
+    uvloop.run(main(arguments()))  # as the real node does
     sys.exit(0)
