@@ -2,7 +2,8 @@
 
 A prompt is hashed from its start, and the hash so far is noted at cuts: at the end of messages and every kilobyte or
 more inside long ones. A cut covers all that comes before it, so the longest cut two prompts have in common is what they
-share. Cuts depend on nothing behind them; a longer prompt with the same beginning has the same ones.
+share. Cuts depend on nothing behind them; a longer prompt with the same beginning has the same ones. They are computed
+once a prompt, and no further than somebody asks: of one whose beginning nobody knows, one cut before it is placed.
 
 The hash is Python's own: keyed anew in each process, so that no client can make collisions, and three times as fast as
 blake2b (47 to 158 µs for 64 KB in pieces of 1 KiB, CPython 3.11). It never leaves the process. A collision would be a
@@ -12,7 +13,7 @@ wrong guess about a cache, no more.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 
 CHARACTERS_PER_TOKEN = 4
 MOST_NODES = 8
@@ -21,9 +22,13 @@ NODES_A_CUT = 4
 """The last nodes that computed it; what many nodes have is worth little."""
 AGE_S = 900.0
 """What was computed longer ago is not counted on: caches are small, and an idle model is unloaded after 5 minutes."""
-_STEPS = 32 * ((128, 1024),) + 16 * ((256, 4096),) + 16 * ((1024, 16384),)
-"""Characters from one cut to the next: (at the least, at the end of a message; at the most). At most 64 cuts, which
-reach over 350,000 characters; messages shorter than the least have no cut of their own."""
+CUTS_MAX = 64
+"""Of one prompt: short messages are noted up to 37,000 characters, a long text further than any context."""
+_LEAST, _LEAST_SHARE = 128, 16
+_LARGEST, _LARGEST_SHARE = 1024, 8
+"""Characters from one cut to the next, at the least (at the end of a message) and at the most, or that part of all
+before it if that is more: a node that has an eighth more of a prompt is not much better off. Shorter messages have no
+cut of their own."""
 
 _Found = tuple[tuple[int, float], ...]
 """(tag of a node, when), newest first."""
@@ -37,6 +42,25 @@ def estimate_tokens(characters: int) -> int:
     Source: https://help.openai.com/en/articles/4936856-what-are-tokens-and-how-to-count-them
     """
     return -(-max(0, characters) // CHARACTERS_PER_TOKEN)
+
+
+class Cuts:
+    """The cuts of one prompt: pairs of the hash of all up to there, and the characters up to there."""
+
+    __slots__ = ("_found", "_more", "model")
+
+    def __init__(self, model: str, parts: Iterable[str | bytes]) -> None:
+        """``parts``: the texts that the prompt is made of, in order; where one ends and the next begins counts."""
+        self.model = model
+        self._found: list[tuple[int, int]] = []
+        self._more = _walk(model, parts)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """From the beginning of the prompt. One at a time may go over it."""
+        yield from self._found
+        for cut in self._more:
+            self._found.append(cut)
+            yield cut
 
 
 class PrefixMap:
@@ -55,29 +79,37 @@ class PrefixMap:
     def __len__(self) -> int:
         return len(self._cuts)
 
-    def remember(self, model: str, prompt_parts: Sequence[str | bytes], node_id: str, now: float) -> None:
-        """The node has just computed this prompt (with its answer as the last part, if that is known)."""
+    def remember(self, prompt: Cuts, node_id: str, now: float) -> None:
+        """The node has just computed this prompt."""
         self._latest = max(self._latest, now)
-        mark = (self._tag(model, node_id), now)
-        cuts = [cut for cut, _ in _walk(model, prompt_parts)]
+        tag, cuts = self._tag(prompt.model, node_id), self._cuts
+        mark = (tag, now)
         # The shortest last: a long cut without the short ones before it can't be found, the reverse is of use.
-        for cut in reversed(cuts):
-            others = tuple(other for other in self._cuts.get(cut, ()) if other[0] != mark[0])
-            self._cuts[cut] = (mark, *others[: NODES_A_CUT - 1])
-            self._cuts.move_to_end(cut)
-        while len(self._cuts) > self._most:
-            self._cuts.popitem(last=False)
+        for cut, _ in reversed(list(prompt)):
+            known = cuts.pop(cut, None)
+            if known is None:
+                cuts[cut] = (mark,)
+            elif known[0][0] == tag:
+                cuts[cut] = (mark, *known[1:])
+            else:
+                cuts[cut] = (mark, *[other for other in known if other[0] != tag][: NODES_A_CUT - 1])
+        while len(cuts) > self._most:
+            cuts.popitem(last=False)
 
-    def lookup(self, model: str, prompt_parts: Sequence[str | bytes]) -> dict[str, int]:
+    def lookup(self, prompt: Cuts) -> dict[str, int]:
         """Characters at the beginning of this prompt that nodes computed lately, by node id; the most first."""
         hits: list[tuple[_Found, int]] = []
-        for cut, characters in _walk(model, prompt_parts):
+        for cut, characters in prompt:
             found = self._cuts.get(cut)
             if found is None:
                 break
             hits.append((found, characters))
         shared: dict[str, int] = {}
+        last: _Found = ()
         for found, characters in reversed(hits):
+            if found == last:
+                continue  # as mostly: one prompt left all of them
+            last = found
             for tag, when in found:
                 node_id = self._nodes.get(tag)
                 if node_id is not None and node_id not in shared and self._latest - when <= AGE_S:
@@ -105,13 +137,12 @@ class PrefixMap:
         return tag
 
 
-def _walk(model: str, parts: Sequence[str | bytes]) -> list[tuple[int, int]]:
+def _walk(model: str, parts: Iterable[str | bytes]) -> Iterator[tuple[int, int]]:
     """(hash of all up to here, characters up to here) at each cut."""
-    cuts: list[tuple[int, int]] = []
     pieces: list[str | bytes] = []
     """What came since the last cut."""
-    so_far, characters, since = hash(model), 0, 0
-    least, largest = _STEPS[0]
+    so_far, characters, since, count = hash(model), 0, 0, 0
+    least, largest = _LEAST, _LARGEST
     for part in parts:
         start, length = 0, len(part)
         if since + length < least:
@@ -126,12 +157,12 @@ def _walk(model: str, parts: Sequence[str | bytes]) -> list[tuple[int, int]]:
             if since >= largest or (start == length and since >= least):
                 so_far = hash((so_far, *pieces))
                 characters += since
-                cuts.append((so_far, characters))
-                if len(cuts) == len(_STEPS):
-                    return cuts
+                yield so_far, characters
+                count += 1
+                if count == CUTS_MAX:
+                    return
                 pieces.clear()
                 since = 0
-                least, largest = _STEPS[len(cuts)]
+                least, largest = max(_LEAST, characters // _LEAST_SHARE), max(_LARGEST, characters // _LARGEST_SHARE)
             if start == length:
                 break
-    return cuts

@@ -30,7 +30,7 @@ class Asking:
         warm: Mapping[str, int] = NOTHING
         characters = journey.characters()
         if self._matters(journey, characters):
-            found = self._prefixes.lookup(request.model, journey.prompt_parts())
+            found = self._prefixes.lookup(journey.cuts())
             warm = {node_id: estimate_tokens(shared) for node_id, shared in found.items()}
         return Ask(
             prompt_tokens=estimate_tokens(characters) + len(journey.tokens),
@@ -43,7 +43,7 @@ class Asking:
     def answered(self, journey: Journey, node_id: str, now: float) -> None:
         """The node has just computed the prompt of this request."""
         if self._matters(journey, journey.characters()):
-            self._prefixes.remember(journey.request.model, journey.prompt_parts(), node_id, now)
+            self._prefixes.remember(journey.cuts(), node_id, now)
 
     def _matters(self, journey: Journey, characters: int) -> bool:
         long = characters >= WORTH_KNOWING or bool(journey.request.tools)

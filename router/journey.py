@@ -9,6 +9,7 @@ from typing import Literal
 from llmlb.bus.errors import EngineCrashed, LlmlbError
 from llmlb.bus.messages.base import changed
 from llmlb.bus.messages.infer import Delta, Embedded, End, InferRequest
+from llmlb.router.affinity import Cuts
 from llmlb.router.call import Call
 from llmlb.router.placement import Placement
 from llmlb.router.record import Called, Record, Tried
@@ -69,6 +70,7 @@ class Journey:
     """Characters of text, thinking and calls that are kept for the record."""
     bytes_out: int = 0
     _characters: int | None = None
+    _cuts: Cuts | None = None
 
     def next_request(self, name: str) -> InferRequest:
         """What the next node is asked: to go on after what the client has."""
@@ -140,13 +142,11 @@ class Journey:
         self.failure = error
         self.crashes += isinstance(error, EngineCrashed)
 
-    def prompt_parts(self) -> list[str]:
-        """The texts that the prompt is made of, in order, for finding who computed its beginning."""
-        request = self.request
-        if request.kind == "completion":
-            return [request.prompt or ""]
-        parts = [tool.name + tool.description + tool.parameters for tool in request.tools]
-        return parts + [f"{message.role}\n{message.content}" for message in request.messages]
+    def cuts(self) -> Cuts:
+        """Of the prompt, for finding who computed its beginning."""
+        if self._cuts is None:
+            self._cuts = Cuts(self.request.model, _prompt_parts(self.request))
+        return self._cuts
 
     def characters(self) -> int:
         """Length of the prompt."""
@@ -201,3 +201,13 @@ class Journey:
     def _called(self) -> list[Called]:
         """The tools that were called, for the record."""
         return [replace(one, arguments=kept_text(one.arguments)) for one in self._calls.values()]
+
+
+def _prompt_parts(request: InferRequest) -> list[str]:
+    """The texts that a prompt is made of, in order."""
+    if request.kind == "completion":
+        return [request.prompt or ""]
+    parts = [tool.name + tool.description + tool.parameters for tool in request.tools]
+    for message in request.messages:
+        parts += (message.role, message.content)
+    return parts

@@ -9,7 +9,7 @@ import timeit
 from collections.abc import Callable
 
 from llmlb.router.admission import Queue
-from llmlb.router.affinity import PrefixMap
+from llmlb.router.affinity import Cuts, PrefixMap
 from llmlb.router.breaker import Breakers
 from llmlb.router.placement import Ask, Row, Table, place
 
@@ -86,9 +86,18 @@ def prefixes(title: str, parts: list[str]) -> None:
     # Fresh strings, as Python keeps the hash of a string it hashed before; their making is measured beside it.
     fresh = ["".join((part[:1], part[1:])) for part in parts]
     show(f"{title}: the strings made anew", lambda: ["".join((part[:1], part[1:])) for part in fresh])
-    prefix_map.remember("m", parts, "node", 0.0)
-    show("  and looked up", lambda: prefix_map.lookup("m", ["".join((part[:1], part[1:])) for part in fresh]))
-    show("  or remembered", lambda: prefix_map.remember("m", ["".join((p[:1], p[1:])) for p in fresh], "node", 0.0))
+
+    def prompt() -> Cuts:
+        return Cuts("m", ["".join((part[:1], part[1:])) for part in fresh])
+
+    def both() -> None:
+        asked = prompt()
+        prefix_map.lookup(asked)
+        prefix_map.remember(asked, "node", 0.0)
+
+    prefix_map.remember(prompt(), "node", 0.0)
+    show("  and looked up", lambda: prefix_map.lookup(prompt()))
+    show("  and remembered", both)
 
 
 def main() -> None:
