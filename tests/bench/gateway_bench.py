@@ -25,9 +25,11 @@ AT_A_TIME = 8
 """Requests under way: what the process does beside them, each second, then weighs little."""
 METHOD = """\
 One router, one simulated node that answers with one token, one client with eight requests at a time, each on a
-connection of its own. CPU time is the router process's own (`/proc/<pid>/task/*/schedstat`), over a fixed number of
-requests; the two sides of a pair alternate, and the median over the pairs counts. A loopback client needs no key before
-the first user exists, so the same process answers requests with a key and without.
+connection of its own. The node takes little of the machine's cores for a long prompt (it counts the words of its
+beginning, and makes one digest of its text), as real nodes are other machines. CPU time is the router process's own
+(`/proc/<pid>/task/*/schedstat`), over a fixed number of requests; the two sides of a pair alternate, and the median
+over the pairs counts. A loopback client needs no key before the first user exists, so the same process answers requests
+with a key and without.
 
 Throughput of bodies: bytes that the larger body has more than a body of a few words, over the CPU time that it takes
 more: what a byte costs from the socket through validation onto the bus, into the record that the history keeps of it
@@ -119,6 +121,7 @@ def run(arguments: argparse.Namespace) -> str:
         (folder := Path(name) / "floor").mkdir()
         with body_floor.running(folder) as (port, pid):
             checks += bodies(client, Client(port, pid), sizes)
+        checks += spread(site, client, sizes)
         checks += lists(site, client, sizes)
     lines = [*about.lines(), measured.line()]
     return "\n\n".join(
@@ -183,6 +186,19 @@ def bodies(client: Client, floor: Client, sizes: Sizes) -> list[Check]:
             Check(f"{name}, with all of a request's CPU time", "MB/s", statistics.median(whole)),
         ]
     return checks
+
+
+def spread(site: SimCluster, client: Client, sizes: Sizes) -> list[Check]:
+    """Long bodies where there is a choice of nodes: who computed the beginning of a prompt is found, and noted."""
+    for number in range(2):
+        site.wait_ready(site.routers[0], site.start_node(f"more{number}", "--tokens-per-s=100000", model=MODEL))
+    small, large = chat("a few words"), chat(prose(64_000))
+    client.cpu_ms(sizes.requests // 2, large)
+    more = [-client.cpu_ms(sizes.requests, small) + client.cpu_ms(sizes.requests, large) for _ in range(sizes.pairs)]
+    took = statistics.median(more)
+    note = f"{took:.2f} ms; who computed the same beginning is found and noted"
+    speed = (len(large) - len(small)) / took / 1000
+    return [Check("64 KB prompts through the gateway, three nodes to choose from", "MB/s", speed, None, note)]
 
 
 def lists(site: SimCluster, client: Client, sizes: Sizes) -> list[Check]:
