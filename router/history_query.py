@@ -76,11 +76,20 @@ def get(path: Path, request_id: str) -> dict[str, Any] | None:
         return None
     summary = _shown(row)
     # The message itself has what a newer gateway wrote and this version does not know.
-    details = {} if row["record"] is None else orjson.loads(row["record"])
+    details = {} if row["record"] is None else _details(row["record"])
     if (asked := details.pop("request_json", None)) is not None:
         details["request_body"] = orjson.dumps(asked).decode()
     whole = {"request_body": None, "answer": None, "tried": [], "timings": None, **details, **summary}
     return {name: value for name, value in whole.items() if name not in ("type", "sent_at")}
+
+
+def _details(record: bytes) -> dict[str, Any]:
+    """{} for what is no JSON: the store does not look into the request of a long record."""
+    try:
+        read = orjson.loads(record)
+    except orjson.JSONDecodeError:
+        return {}
+    return read if isinstance(read, dict) else {}
 
 
 def _shown(row: sqlite3.Row) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from llmlb.bus.messages.infer import ChatMessage, Delta, End, InferRequest, Samp
 from llmlb.bus.messages.requests import RequestAttempt, RequestRecord
 from llmlb.router.call import Call
 from llmlb.router.journey import Attempt, Journey
-from llmlb.router.record import Record, Tried
+from llmlb.router.record import Record, Tried, encode
 from llmlb.router.store import _values, plain_values
 
 REQUEST = InferRequest(
@@ -74,6 +74,41 @@ def test_a_changed_copy_is_as_pydantics_own() -> None:
 def test_the_history_reads_a_record_of_this_version_as_its_message_class_does() -> None:
     data = codec.encode_plain(journey().record())
     assert plain_values(data, 5.0) == _values(codec.decode_as(RequestRecord, data), 5.0)
+
+
+ASKED = {"messages": [{"role": "user", "content": ',"request_json":{"a":1}}' + "größe \\ \n" * 1000}], "usage": None}
+"""Long, and with what the store looks for in a text of it."""
+
+
+def long_record(**changes: Any) -> bytes:
+    """As a gateway of this version writes it, the request last."""
+    record = dataclasses.replace(journey().record(), request_body=None, request_json=orjson.dumps(ASKED), **changes)
+    return b"".join(encode(record))
+
+
+@pytest.mark.parametrize("answer", ["short", ',"request_json":{"x":"}}' * 1000, '\\",\\"request_json\\":{' * 1000])
+def test_the_history_reads_a_long_record_as_its_message_class_does(answer: str) -> None:
+    data = long_record(answer=answer)
+    assert plain_values(data, 5.0) == _values(codec.decode_as(RequestRecord, data), 5.0)
+
+
+def test_the_request_is_looked_for_where_it_is_a_field_of_the_record() -> None:
+    whole = orjson.loads(long_record())
+    nested = orjson.dumps({**whole, "tried": [{"node_id": "a", "request_json": ASKED}], "request_json": ASKED})
+    assert plain_values(nested, 5.0) is None, "left to the message class"
+    asked = whole.pop("request_json")
+    for at in range(len(whole) + 1):
+        fields = list(whole.items())
+        fields.insert(at, ("request_json", asked))
+        data = orjson.dumps(dict(fields))
+        values = plain_values(data, 5.0)
+        assert values is None or values == _values(codec.decode_as(RequestRecord, data), 5.0)
+
+
+def test_a_long_record_that_is_cut_off_is_left_to_the_message_class() -> None:
+    data = long_record()
+    for size in (*range(0, len(data), 97), len(data) - 1):
+        assert plain_values(data[:size], 5.0) is None
 
 
 @pytest.mark.parametrize(
