@@ -39,7 +39,7 @@ from llmlb.bus.errors import (
     MessageTooLarge,
     NodeLost,
 )
-from llmlb.bus.fast_parser import FastParser, Straight, StraightQueue
+from llmlb.bus.fast_parser import Straight, StraightQueue
 from llmlb.bus.lasting_client import LastingClient
 from llmlb.bus.messages.base import Message
 from llmlb.bus.messages.errors import RpcFailed, WireError
@@ -131,9 +131,8 @@ class Bus:
     def __init__(self, settings: Settings, name: str) -> None:
         self.settings = settings
         self.name = name
-        self.client: Client = LastingClient()
-        self._parser = FastParser(self.client)
-        self.client._ps = self._parser
+        self.client = LastingClient()
+        self._parser = self.client.parser
         self.control: NatsBroker = _SharedBroker(
             self.client, logger=None, middlewares=[_AnswerBadRequests], graceful_timeout=DRAIN_S
         )

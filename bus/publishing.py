@@ -2,8 +2,8 @@
 
 nats-py joins head, payload and end of each message before its socket does so again. Here a large one goes to the
 connection's list of what is to be written in parts, which the event loop hands to the system as they are. A small one
-is spared four calls on its way to that list. Everything else is nats-py's: the flusher, its limits, what is written
-again after a reconnection. Source of the protocol:
+is spared four calls on its way to that list, and mostly the flusher (:meth:`LastingClient.flush_soon`). Everything else
+is nats-py's: its limits, what is written again after a reconnection. Source of the protocol:
 https://docs.nats.io/reference/reference-protocols/nats-protocol, "PUB".
 """
 
@@ -14,6 +14,8 @@ import time
 
 from nats.aio.client import Client
 from nats.errors import ConnectionReconnectingError
+
+from llmlb.bus.lasting_client import LastingClient
 
 LARGE_BYTES = 4096
 """From here on a copy costs more than two further parts of a write."""
@@ -26,7 +28,7 @@ LOOK_S = 0.1
 _END = b"\r\n"
 
 
-async def publish(client: Client, subject: str, data: bytes, reply: str) -> None:
+async def publish(client: LastingClient, subject: str, data: bytes, reply: str) -> None:
     """As ``client.publish`` with these arguments: the same effect, the same errors."""
     if publish_now(client, subject, (data,), reply):
         return
@@ -59,10 +61,10 @@ async def _flushed(client: Client, queue: asyncio.Queue[asyncio.Future[None]]) -
         raise ConnectionReconnectingError
 
 
-def publish_now(client: Client, subject: str, data: tuple[bytes | memoryview, ...], reply: str) -> bool:
+def publish_now(client: LastingClient, subject: str, data: tuple[bytes | memoryview, ...], reply: str) -> bool:
     """The same where nothing has to be waited for, as is mostly so. False: nothing was sent.
 
-    ``data``: the pieces of the message. The flusher is woken once for all that comes before it runs.
+    ``data``: the pieces of the message. What is published in one step of the event loop is written at once.
     """
     size, queue, flusher = 0, client._flush_queue, client._flusher_task
     for piece in data:
@@ -77,8 +79,7 @@ def publish_now(client: Client, subject: str, data: tuple[bytes | memoryview, ..
     ):
         return False
     _write(client, subject, data, reply, size)
-    if queue.empty():
-        queue.put_nowait(asyncio.get_running_loop().create_future())
+    client.flush_soon()
     return True
 
 

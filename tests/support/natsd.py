@@ -14,8 +14,10 @@ class NatsServer:
     """One server with JetStream; ended by :meth:`stop`. Port -1: the system chooses. Killed and started again, it has
     the same port and store."""
 
-    def __init__(self, folder: Path, port: int = -1, host: str = "127.0.0.1") -> None:
+    def __init__(self, folder: Path, port: int = -1, host: str = "127.0.0.1", more: str = "") -> None:
+        """``more``: lines of its configuration."""
         self._folder = folder
+        self._more = more
         self._host = host
         self.port = port
         self.url = ""
@@ -30,7 +32,7 @@ class NatsServer:
             old.unlink()
         self._config.write_text(
             f'host: "{self._host}"\nport: {self.port}\nports_file_dir: "{ports}"\nmax_payload: 8388608\n'
-            f'jetstream: {{ store_dir: "{self._folder / "store"}" }}\n'
+            f'jetstream: {{ store_dir: "{self._folder / "store"}" }}\n{self._more}'
         )
         self.process = subprocess.Popen(
             [find_binary(), "-c", str(self._config), "-l", str(self._folder / "log")],

@@ -24,6 +24,7 @@ class Told:
     def __init__(self) -> None:
         self.stats = {"in_msgs": 0, "in_bytes": 0}
         self.heard: list[Any] = []
+        self._status = Client.CONNECTED
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
         known = await Client()._process_headers(bytes(headers)) if headers else None
