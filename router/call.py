@@ -17,10 +17,12 @@ class Direct:
     slow, or gone), and the piece takes the usual way.
     """
 
-    __slots__ = ("piece",)
+    __slots__ = ("piece", "tokens")
 
     def __init__(self) -> None:
         self.piece: Callable[[Delta], bool] | None = None
+        self.tokens = 0
+        """Of the answer, that went this way."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -14,7 +14,7 @@ import functools
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
 from llmlb.bus import subjects
@@ -76,7 +76,7 @@ class _Attempt(Attempt):
 
     stream: str
     inbox: Inbox
-    number: int
+    number: int = 0
     over: bool = False
     """The node brought it to an end, be it a failure: there is nothing to cancel there."""
 
@@ -89,9 +89,8 @@ class Dispatcher:
         self._bus = bus
         self._fleet = fleet
         self._loads = fleet.loads
-        settings = bus.settings
-        self._stall_s = settings.stall_timeout_s
-        self.gate = Gate(fleet.loads, most=settings.queue_max, timeout_s=settings.queue_timeout_s)
+        self._stall_s = bus.settings.stall_timeout_s
+        self.gate = Gate(fleet.loads, most=bus.settings.queue_max, timeout_s=bus.settings.queue_timeout_s)
         self._replies = Replies(bus, self._node_gone)
         self.gateway_id = self._replies.gateway_id
         self.prober = Prober(bus, self.gateway_id, fleet.unheard)
@@ -136,6 +135,11 @@ class Dispatcher:
     def _node_gone(self, node_id: str) -> None:
         self._fleet.lost(node_id)
         self.prober.gone(node_id)
+
+    def end_of(self, key: str, error: Callable[[], LlmlbError]) -> None:
+        """All requests of a key or user fail with this, at once."""
+        self._replies.fail_of(key, error)
+        self.gate.end_of(key, error)
 
     # One request
 
@@ -326,12 +330,10 @@ class Dispatcher:
         """A new attempt at this place, which is counted there until :meth:`_ended`."""
         assert place is not None
         placement, name = place
-        stream, inbox = self._replies.open()
+        stream, inbox = self._replies.open(journey.call.key)
         if journey.call.direct is not None:
             inbox.direct = journey.straight
-        attempt = _Attempt(
-            placement.node_id, name, placement.reason, time.monotonic(), stream=stream, inbox=inbox, number=0
-        )
+        attempt = _Attempt(placement.node_id, name, placement.reason, time.monotonic(), stream=stream, inbox=inbox)
         self.prober.watch(attempt.node_id, inbox)
         self._proofs.began(attempt)
         return attempt

@@ -180,6 +180,12 @@ class Gate:
             self.queue.leave(ticket.number)
             self._end(ticket, NoCapableNode(f"no node has model '{model}' any more"))
 
+    def end_of(self, key: str, error: Callable[[], LlmlbError]) -> None:
+        """Those of one key or user wait no more."""
+        for ticket in [one for one in self._tickets.values() if one.key == key]:
+            self.queue.leave(ticket.number)
+            self._end(ticket, error())
+
     @staticmethod
     def _end(ticket: Ticket, error: LlmlbError) -> None:
         if not ticket.turn.done():

@@ -33,9 +33,11 @@ class Inbox:
     It has no clock of its own: its owner calls :meth:`look` now and then, which is when silence is found out.
     """
 
-    __slots__ = ("_failed", "_items", "_next_seq", "_reader", "direct", "heard_at")
+    __slots__ = ("_failed", "_items", "_next_seq", "_reader", "direct", "heard_at", "key")
 
-    def __init__(self) -> None:
+    def __init__(self, key: str = "") -> None:
+        """``key``: whose request it is; see :attr:`llmlb.router.call.Call.key`."""
+        self.key = key
         self._items: deque[Reply | LlmlbError] = deque()
         self._reader: asyncio.Future[None] | None = None
         """While the reader waits for the next reply."""

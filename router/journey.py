@@ -133,6 +133,7 @@ class Journey:
             return False  # the usual way will say so
         if taken:
             self._delivered(delta)
+            direct.tokens += len(delta.token_ids) or 1
         return taken
 
     def failed(self, error: LlmlbError) -> None:

@@ -38,6 +38,7 @@ _KINDS = {
 _KEY_REST = re.compile(rb"[_-][A-Za-z0-9_-]{16,}")
 _WORD = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
 _JWT = re.compile(rb"eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}")
+_WORD_REST = re.compile(rb"[A-Za-z0-9_-]*")
 _LOGIN = re.compile(rb"://[^\s\"'<>/@:\\]{1,256}:[^\s\"'<>/@\\]{1,256}$")
 _LOGIN_MAX = 516
 _PEM = re.compile(rb'-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----(?:[^"]*?-----END [A-Z ]{0,40}PRIVATE KEY-----|[^"]*)')
@@ -228,19 +229,35 @@ def _secrets(data: bytes, known: Marks | None) -> Iterator[Span]:
             continue
         at = data.find(mark)
         while at >= 0:
-            span = _secret(data, at) if data.endswith(before, 0, at) else None
-            if span is not None:
-                yield span
-            at = data.find(mark, at + 1 if span is None else max(at + 1, span[1]))
+            after = at + 1
+            if data.endswith(before, 0, at):
+                span = _secret(data, at)
+                if span is not None:
+                    yield span
+                after = _after(data, at, span)
+            at = data.find(mark, after)
 
 
 def _secrets_at(data: bytes, places: Iterable[int], before: tuple[bytes, ...]) -> Iterator[Span]:
     """The same, where the places of the mark are known."""
     done = 0
     for at in places:
-        if at >= done and data.endswith(before, 0, at) and (span := _secret(data, at)) is not None:
-            yield span
-            done = max(at + 1, span[1])
+        if at >= done and data.endswith(before, 0, at):
+            span = _secret(data, at)
+            if span is not None:
+                yield span
+            done = _after(data, at, span)
+
+
+def _after(data: bytes, at: int, span: Span | None) -> int:
+    """Where to go on behind a mark that was looked at.
+
+    A word in which one token did not begin has none: to look at each of its marks anew takes as long as it is long.
+    """
+    if span is not None:
+        return max(at + 1, span[1])
+    word = _WORD_REST.match(data, at) if data[at : at + 1] == b"J" else None
+    return at + 1 if word is None else word.end()
 
 
 def _places(data: bytes, text: bytes) -> Iterator[int]:
@@ -282,11 +299,11 @@ def _secret(data: bytes, at: int) -> Span | None:
 def _key(data: bytes, at: int, kinds: tuple[bytes, ...]) -> Span | None:
     before = data[max(0, at - 10) : at]
     fitting = [len(kind) for kind in kinds if before.endswith(kind)]
-    rest = _KEY_REST.match(data, at)
-    if not fitting or rest is None:
+    begin = at - max(fitting, default=0)
+    if not fitting or (begin > 0 and data[begin - 1] in _WORD):
         return None
-    begin = at - max(fitting)
-    return (begin, rest.end()) if begin == 0 or data[begin - 1] not in _WORD else None
+    rest = _KEY_REST.match(data, at)  # not before: in a word of many marks each match is as long as the word
+    return None if rest is None else (begin, rest.end())
 
 
 def _named(data: bytes, at: int) -> Span | None:

@@ -34,12 +34,12 @@ class Replies:
         """Begin to listen. Raises BusDown."""
         await self._bus.subscribe_straight(subjects.all_replies(self.gateway_id), self._on_reply)
 
-    def open(self) -> tuple[str, Inbox]:
-        """A new inbox and its name; :meth:`close` it."""
+    def open(self, key: str = "") -> tuple[str, Inbox]:
+        """A new inbox and its name; :meth:`close` it. ``key``: whose request it is for."""
         if not self._inboxes:
             self._looked_at = None  # nobody had to look meanwhile
         name = str(next(self._numbers))
-        inbox = self._inboxes[name] = Inbox()
+        inbox = self._inboxes[name] = Inbox(key)
         return name, inbox
 
     def close(self, name: str) -> None:
@@ -51,6 +51,11 @@ class Replies:
 
     def fail_all(self, error: Callable[[], LlmlbError]) -> None:
         for inbox in list(self._inboxes.values()):
+            inbox.fail(error())
+
+    def fail_of(self, key: str, error: Callable[[], LlmlbError]) -> None:
+        """Those of one key or user."""
+        for inbox in [one for one in self._inboxes.values() if one.key == key]:
             inbox.fail(error())
 
     def look(self, now: float, stall_s: float) -> None:

@@ -20,6 +20,10 @@ from llmlb.node.engine.tools import calls_schema
 OfSchema = Callable[[str], str]
 _ROOT = re.compile(r"^root ::=", re.MULTILINE)
 _CALL = "one-call-of-a-tool"
+_CALLS = "calls-of-tools"
+_FORM = "form-of-the-answer"
+_NAME = re.compile(r'"(?:[^"\\]|\\.)*"|\[(?:[^\]\\]|\\.)*\]|[A-Za-z][A-Za-z0-9-]*')
+"""A literal, a class of characters, or the name of a rule."""
 _PLAIN = re.compile(r"[ !#-\[\]-~]*")
 """Printable ASCII without quote and backslash: a text that every converter gets right."""
 _MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
@@ -31,22 +35,36 @@ _ANYTHING = {"type": ["object", "array", "string", "number", "boolean", "null"]}
 def grammar_for(request: InferRequest, prompt: RenderedPrompt, of_schema: OfSchema) -> str | None:
     """The GBNF with rule ``root``, or None when the answer is free. ``of_schema`` makes that of a JSON schema.
 
-    Raises InvalidRequest when it can't be enforced.
+    Where tools may be called and the answer has a form, it is either calls or of that form. Raises InvalidRequest when
+    it can't be enforced.
     """
     if prompt.tools and request.tool_choice == "required":
-        format = prompt.format
-        rules = _ROOT.sub(f"{_CALL} ::=", schema_gbnf(calls_schema(prompt.tools, format), of_schema))
-        before, after = json.dumps(format.before), json.dumps(format.after)
-        more = request.parallel_tool_calls
-        if format.before.endswith("["):
-            calls = f'{_CALL} ("," {_CALL})*' if more else _CALL
-            root = f"{before} {calls} {after}"
-        elif format.before:
-            one = f"{before} {_CALL} {after}"
-            root = f'{one} ("\\n" {one})*' if more else one
-        else:
-            root = _CALL
-        return f"root ::= {root}\n{rules}"
+        return _calls(request, prompt, of_schema)
+    form = _form(request, of_schema)
+    if form is None or not prompt.tools:
+        return form
+    calls = _ROOT.sub(f"{_CALLS} ::=", _calls(request, prompt, of_schema), count=1)
+    form = _NAME.sub(lambda match: match[0] if match[0][0] in '"[' else f"{_FORM}-{match[0]}", form)
+    return f"root ::= {_CALLS} | {_FORM}-root\n{calls}\n{form}"
+
+
+def _calls(request: InferRequest, prompt: RenderedPrompt, of_schema: OfSchema) -> str:
+    format = prompt.format
+    rules = _ROOT.sub(f"{_CALL} ::=", schema_gbnf(calls_schema(prompt.tools, format), of_schema))
+    before, after = json.dumps(format.before), json.dumps(format.after)
+    more = request.parallel_tool_calls
+    if format.before.endswith("["):
+        calls = f'{_CALL} ("," {_CALL})*' if more else _CALL
+        root = f"{before} {calls} {after}"
+    elif format.before:
+        one = f"{before} {_CALL} {after}"
+        root = f'{one} ("\\n" {one})*' if more else one
+    else:
+        root = _CALL
+    return f"root ::= {root}\n{rules}"
+
+
+def _form(request: InferRequest, of_schema: OfSchema) -> str | None:
     if request.response_format.type == "json_object":
         return schema_gbnf({"type": "object"}, of_schema)
     if request.response_format.type == "json_schema":

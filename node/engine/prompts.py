@@ -97,7 +97,8 @@ class PromptMaker:
         for image, after in zip(images, texts[1:], strict=True):
             pieces += [image, after]
         kept = tuple(piece for piece in pieces if not (isinstance(piece, str) and not piece))
-        format = toolkit.enforced(self._format) if request.tool_choice == "required" else self._format
+        by_grammar = request.tool_choice == "required" or request.response_format.type != "text"
+        format = toolkit.enforced(self._format) if by_grammar else self._format
         return RenderedPrompt(kept, opened_by(text), tools, format)
 
     def _rendered(

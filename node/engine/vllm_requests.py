@@ -92,6 +92,11 @@ class Requests:
             raise InvalidRequest(f"{name} is an embedding model; it can't answer", param="model")
         if request.response_format.type != "text" and forced(request):
             raise InvalidRequest("an answer can't be both a tool call and in a response format", param="tool_choice")
+        if request.response_format.type != "text" and request.tools and request.tool_choice == "auto":
+            raise InvalidRequest(
+                f"{name}: the vLLM engine takes a response format only where no tool may be called",
+                param="response_format",
+            )
 
     def _refuse_what_does_not_fit(self, job: Job) -> None:
         request, size, room = job.request, len(job.prompt) + len(job.lead), self._model.context_length

@@ -10,13 +10,18 @@ from pydantic import Field, StrictStr
 
 from llmlb.bus.errors import InvalidRequest
 from llmlb.bus.messages.infer import ChatMessage, ContentPart, ToolCall
-from llmlb.router.gateway.openai_messages import MAX_IMAGES, Body, ImageAddress, image_part
-from llmlb.router.gateway.openai_schema import json_text
+from llmlb.router.gateway.openai_messages import MAX_IMAGES, Body, ImageAddress, check_parts, image_part, parts_in
+from llmlb.router.gateway.openai_tools import json_text
 from llmlb.router.gateway.parts_schema import BlockIn
 
 MEDIA_TYPES = frozenset({"image/jpeg", "image/png", "image/gif", "image/webp"})
 _SKIPPED = frozenset({"redacted_thinking"})
 """Blocks that only Anthropic's own models can read."""
+
+_SEEN = ("text", "image", "document", "search_result")
+"""Blocks that say something, of turns and of results of tools."""
+_HEADS = {"document": ("title", "context"), "search_result": ("source", "title")}
+"""What stands before the text of a block."""
 
 
 class AnthropicMessage(Body):
@@ -77,8 +82,8 @@ class _Reader:
         kind = block.get("type") if isinstance(block, dict) else None
         if not isinstance(kind, str):
             raise InvalidRequest("a block must be an object with a type", param=where)
-        if kind in ("text", "image", "document"):
-            self._turn(role).parts.append(self._part(block, where))
+        if kind in _SEEN:
+            self._turn(role).parts += self._parts(block, where)
         elif kind == "tool_result" and role == "user":
             self._result(block, where)
         elif kind == "tool_use" and role == "assistant":
@@ -90,17 +95,41 @@ class _Reader:
         elif kind not in _SKIPPED:
             raise InvalidRequest(f"blocks of type '{kind}' are not supported in a turn of role {role}", param=where)
 
-    def _part(self, block: dict[str, Any], where: str) -> ContentPart:
+    def _parts(self, block: dict[str, Any], where: str) -> list[ContentPart]:
         kind = block["type"]
         if kind == "text":
-            return ContentPart(type="text", text=_text(block, "text", where))
+            return [ContentPart(type="text", text=_text(block, "text", where))]
+        if kind == "image":
+            return [self._image(block.get("source"), f"{where}.source")]
+        _refuse_citations(block, where)
+        head = [_text(block, key, where) for key in _HEADS[kind] if block.get(key) is not None]
+        told = [ContentPart(type="text", text=text) for text in head if text]
+        if kind == "search_result":
+            return [*told, *self._inner(block.get("content"), f"{where}.content")]
         source = block.get("source")
         source = source if isinstance(source, dict) else {}
         where = f"{where}.source"
-        if kind == "document":
-            if source.get("type") != "text":
-                raise InvalidRequest("documents must be of type text: others are not supported", param=where)
-            return ContentPart(type="text", text=_text(source, "data", where))
+        if source.get("type") == "text":
+            return [*told, ContentPart(type="text", text=_text(source, "data", where))]
+        if source.get("type") == "content":
+            return [*told, *self._inner(source.get("content"), f"{where}.content")]
+        raise InvalidRequest("documents must be of type text or content: others are not supported", param=where)
+
+    def _inner(self, content: Any, where: str) -> list[ContentPart]:
+        """What a document or a search result is made of: texts and images."""
+        if isinstance(content, str):
+            return [ContentPart(type="text", text=content)]
+        if not isinstance(content, list):
+            raise InvalidRequest("must be a text or a list of blocks", param=where)
+        parts: list[ContentPart] = []
+        for at, block in enumerate(content):
+            if not isinstance(block, dict) or block.get("type") not in ("text", "image"):
+                raise InvalidRequest("must be text or image", param=f"{where}.{at}.type")
+            parts += self._parts(block, f"{where}.{at}")
+        return parts
+
+    def _image(self, source: Any, where: str) -> ContentPart:
+        source = source if isinstance(source, dict) else {}
         if source.get("type") == "url":
             return image_part(_text(source, "url", where), where, self.images)
         if source.get("type") != "base64":
@@ -121,12 +150,21 @@ class _Reader:
         elif isinstance(content, list):
             for at, part in enumerate(content):
                 kind = part.get("type") if isinstance(part, dict) else None
-                if kind not in ("text", "image", "document"):
-                    raise InvalidRequest("must be text, image or document", param=f"{where}.content.{at}.type")
-                turn.parts.append(self._part(part, f"{where}.content.{at}"))
+                if kind not in _SEEN:
+                    raise InvalidRequest(f"must be one of {', '.join(_SEEN)}", param=f"{where}.content.{at}.type")
+                turn.parts += self._parts(part, f"{where}.content.{at}")
         elif content is not None:
             raise InvalidRequest("must be a text or a list of blocks", param=f"{where}.content")
         self.turns.append(turn)
+
+
+def _refuse_citations(block: dict[str, Any], where: str) -> None:
+    """Raises InvalidRequest for an answer that would have to say where it has something from."""
+    citations = block.get("citations")
+    if not isinstance(citations, dict | None):
+        raise InvalidRequest("must be an object", param=f"{where}.citations")
+    if citations is not None and citations.get("enabled") is not None and citations["enabled"] is not False:
+        raise InvalidRequest("citations are not supported", param=f"{where}.citations.enabled")
 
 
 def _text(block: dict[str, Any], key: str, where: str) -> str:
@@ -163,6 +201,9 @@ def conversation(
     system: str | list[Any] | None, messages: Sequence[AnthropicMessage]
 ) -> tuple[tuple[ChatMessage, ...], list[ImageAddress]]:
     """The turns as the bus carries them, and the images that have to be fetched first. Raises InvalidRequest."""
+    contents = [message.content for message in messages if isinstance(message.content, list)]
+    blocks = sum([len(blocks) + sum([parts_in(block) for block in blocks]) for blocks in contents])
+    check_parts(blocks, "messages")
     reader = _Reader()
     for index, message in enumerate(messages):
         reader.read(message, f"messages.{index}")

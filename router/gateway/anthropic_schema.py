@@ -11,16 +11,9 @@ from pydantic import Field, StrictBool, StrictInt, StrictStr
 from llmlb.bus.errors import InvalidRequest
 from llmlb.bus.messages.infer import InferRequest, ResponseFormat, Sampling, Tool
 from llmlb.router.gateway.anthropic_messages import AnthropicMessage, conversation
-from llmlb.router.gateway.openai_messages import ImageAddress
-from llmlb.router.gateway.openai_schema import (
-    MAX_MESSAGES,
-    MAX_MODEL_NAME,
-    MAX_TOOLS,
-    Body,
-    Number,
-    json_text,
-    refuse,
-)
+from llmlb.router.gateway.openai_messages import Body, ImageAddress
+from llmlb.router.gateway.openai_schema import MAX_MESSAGES, MAX_MODEL_NAME, MAX_TOOLS, Number, refuse, top_p
+from llmlb.router.gateway.openai_tools import Effort, effort_wanted, json_text
 from llmlb.router.gateway.parts_schema import TextBlock
 
 MAX_STOPS = 64
@@ -71,7 +64,12 @@ class AnthropicFormat(Body):
 
 
 class AnthropicOutputConfig(Body):
-    format: AnthropicFormat | None = Field(default=None, description="not together with tools")
+    effort: Effort | None = Field(
+        default=None, description="low, medium and high reach the model's template, where it is to think"
+    )
+    format: AnthropicFormat | None = Field(
+        default=None, description="with tools too: the answer is calls of them, or this"
+    )
 
 
 _EXAMPLE: dict[str, Any] = {
@@ -101,7 +99,10 @@ class CountRequest(Body, json_schema_extra={"examples": [_COUNT_EXAMPLE]}):
     tool_choice: AnthropicToolChoice | None = Field(default=None, description="whether it must")
     thinking: AnthropicThinking | None = Field(default=None, description="off unless it is given")
     output_config: AnthropicOutputConfig | None = Field(default=None, description="the form of the answer")
+    output_format: AnthropicFormat | None = Field(default=None, description="older name of `output_config.format`")
     container: Any = Field(default=None, description="refused")
+    thread: Any = Field(default=None, description="refused, in the way that clients know: they send all turns then")
+    compaction: Any = Field(default=None, description="refused")
     mcp_servers: list[Any] | None = Field(default=None, description="refused: `tools` works")
 
     def sampling(self) -> Sampling:
@@ -111,10 +112,14 @@ class CountRequest(Body, json_schema_extra={"examples": [_COUNT_EXAMPLE]}):
     def request(self, request_id: str, *, count_only: bool = False) -> tuple[InferRequest, list[ImageAddress]]:
         """As the bus carries it, and the images that have to be fetched first. Raises InvalidRequest."""
         refuse("container", self.container is not None, None)
+        refuse("thread", self.thread is not None, "a conversation with all its turns")
+        refuse("compaction", self.compaction is not None, None)
         refuse("mcp_servers", bool(self.mcp_servers), "tools")
         messages, images = conversation(self.system, self.messages)
         tools = tuple(tool.tool(index) for index, tool in enumerate(self.tools or ()))
         choice, tool_name = self._choice()
+        think = self._think()
+        told = effort_wanted(self.output_config.effort if self.output_config else None)[1]
         request = InferRequest(
             request_id=request_id,
             model=self.model,
@@ -126,7 +131,8 @@ class CountRequest(Body, json_schema_extra={"examples": [_COUNT_EXAMPLE]}):
             tool_name=tool_name,
             parallel_tool_calls=not (self.tool_choice and self.tool_choice.disable_parallel_tool_use),
             response_format=self._format(),
-            think=self._think(),
+            think=think,
+            template_kwargs="{}" if think is False else json_text(told, "output_config.effort"),
             count_only=count_only,
         )
         return request, images
@@ -147,10 +153,11 @@ class CountRequest(Body, json_schema_extra={"examples": [_COUNT_EXAMPLE]}):
 
     def _format(self) -> ResponseFormat:
         format = self.output_config.format if self.output_config else None
+        format = format or self.output_format
         if format is None:
             return ResponseFormat()
-        if self.tools and not (self.tool_choice and self.tool_choice.type == "none"):
-            raise InvalidRequest("not together with tools", param="output_config.format")
+        if self.tool_choice and self.tool_choice.type in ("any", "tool"):
+            return ResponseFormat()  # the answer is a call
         return ResponseFormat(type="json_schema", json_schema=json_text(format.schema_, "output_config.format.schema"))
 
     def _think(self) -> bool | None:
@@ -171,7 +178,7 @@ class MessagesRequest(CountRequest, json_schema_extra={"examples": [_EXAMPLE]}):
     temperature: Number | None = Field(
         default=None, ge=0, le=2, description="0: always the likeliest token; else the model's own"
     )
-    top_p: Number | None = Field(default=None, gt=0, le=1, description="the likeliest tokens that make up this share")
+    top_p: Number | None = Field(default=None, ge=0, le=1, description="the likeliest tokens that make up this share")
     top_k: StrictInt | None = Field(
         default=None, ge=0, le=1_000_000, description="that many of the likeliest tokens; 0: all"
     )
@@ -191,7 +198,7 @@ class MessagesRequest(CountRequest, json_schema_extra={"examples": [_EXAMPLE]}):
                 raise InvalidRequest("must not be only white space", param=f"stop_sequences.{index}")
         return Sampling(
             temperature=self.temperature,
-            top_p=self.top_p,
+            top_p=top_p(self.top_p),
             top_k=self.top_k,
             max_tokens=self.max_tokens,
             thinking_tokens=self.thinking.budget_tokens if self.thinking is not None and self._think() else None,

@@ -18,7 +18,14 @@ from sanic import Request
 from llmlb.bus.errors import BusDown, Forbidden, RateLimited, Unauthenticated
 from llmlb.bus.messages.identity import ApiKey, User
 from llmlb.router.gateway import cors
-from llmlb.router.gateway.peers import by_trusted_proxy, is_forwarded, is_loopback, is_own_page, peer_of
+from llmlb.router.gateway.peers import (
+    by_trusted_proxy,
+    is_foreign_page,
+    is_forwarded,
+    is_loopback,
+    is_own_page,
+    peer_of,
+)
 from llmlb.router.gateway.permissions import Rule, rule_of
 from llmlb.router.gateway.ports import Gateway
 from llmlb.router.identity.limits import Meter
@@ -81,6 +88,8 @@ def check(request: Request) -> None:
     gateway: Gateway = request.app.ctx.gateway
     if rule.public or gateway.settings.auth == "off":
         request.ctx.principal = LOCAL
+        if not rule.public and request.method not in SAFE and "origin" in request.headers:
+            _refuse_strange_pages(request, gateway)
         return
     principal = _known(request, gateway) or _found(request, gateway)
     request.ctx.principal = principal
@@ -175,6 +184,15 @@ def _own(request: Request) -> Principal:
     if not is_own_page(request, listed=cors.is_listed(request)):
         raise Forbidden("a page of another site asks, or another name leads here; use the address of this machine")
     return LOCAL
+
+
+def _refuse_strange_pages(request: Request, gateway: Gateway) -> None:
+    """Raises Forbidden: with auth off every peer of the network may, and not the pages that its browsers show.
+
+    A browser sends a page's POST without asking first, so that no CORS header is any help.
+    """
+    if gateway.settings.cors_origins != "*" and is_foreign_page(request, listed=cors.is_listed(request)):
+        raise Forbidden("a page of another site asks; its origin must be listed in LLMLB_CORS_ORIGINS")
 
 
 def _is_local(request: Request, gateway: Gateway) -> bool:

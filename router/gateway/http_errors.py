@@ -140,14 +140,23 @@ def id_headers(request: Request) -> dict[str, str]:
     return headers
 
 
+# What a client goes on from by itself, by the field at fault. A tool runner whose thread is refused in these words
+# sends all turns from then on. Source: the anthropic package, lib/threads.
+_ANTHROPIC_DETAILS: dict[str, dict[str, Any]] = {
+    "thread": {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+}
+
+
 def anthropic_body(status: int, body: dict[str, Any], request_id: str | None) -> dict[str, Any]:
     """Our body in Anthropic's shape; the field at fault is named in the text."""
     error = body["error"]
     message, param = error["message"], error["param"]
     if param and not message.startswith(param):
         message = f"{param}: {message}"
-    kind = anthropic_type(status)
-    return {"type": "error", "error": {"type": kind, "message": message}, "request_id": request_id}
+    shown: dict[str, Any] = {"type": anthropic_type(status), "message": message}
+    if param in _ANTHROPIC_DETAILS:
+        shown["details"] = _ANTHROPIC_DETAILS[param]
+    return {"type": "error", "error": shown, "request_id": request_id}
 
 
 def _response(

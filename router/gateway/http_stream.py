@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import re
 from typing import TYPE_CHECKING, Any
 
 from sanic.http import Http, Stage
@@ -21,8 +20,8 @@ from llmlb.router.gateway.http_head import CHUNK_LINE_MAX, HEAD_MAX, Head, HttpR
 if TYPE_CHECKING:
     from llmlb.router.gateway.http_connection import Connection
 
-_NO_HTTP = re.compile(rb"[^!#$%&'*+\-.^_`|~0-9A-Za-z]|.{0,16384}?(?<!\r)\n", re.DOTALL)
-"""The beginning of something that will never be a head: another protocol, or lines that end in a bare line feed."""
+_BEGINS = frozenset(b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
+"""What a method may begin with; anything else is another protocol."""
 SSE_COMMENT = b"3\r\n:\n\n\r\n"
 """One chunk with an empty comment."""
 
@@ -107,11 +106,11 @@ class StrictHttp(Http):
     async def _raw_head(self) -> bytes:
         """The bytes of the next head, taken out of the buffer."""
         buf = self.recv_buffer
-        start = 0
+        start = seen = 0
         while True:
             while buf.startswith(b"\r\n"):  # RFC 9112, 2.2: empty lines before a request are read over
                 del buf[:2]
-                start = 0
+                start = seen = 0
             end = buf.find(b"\r\n\r\n", start)
             if 0 <= end <= HEAD_MAX:
                 raw = bytes(buf[:end])
@@ -119,9 +118,9 @@ class StrictHttp(Http):
                 return raw
             if end >= 0 or len(buf) > HEAD_MAX + 3:
                 raise HttpRefused(431, f"the request's headers have more than {HEAD_MAX} bytes")
-            if buf != b"\r" and _NO_HTTP.match(buf):
+            if buf and buf != b"\r" and (buf[0] not in _BEGINS or _bare_line_feed(buf, seen)):
                 raise HttpRefused(400, "this is not HTTP/1.1")
-            start = max(0, len(buf) - 3)
+            start, seen = max(0, len(buf) - 3), len(buf)
             await self._receive_more()
 
     def _too_large(self) -> str:
@@ -315,3 +314,13 @@ class StrictHttp(Http):
         chunked = getattr(self.response_func, "__name__", "") == "http1_response_chunked"
         streams = chunked and str(self.response.content_type).startswith("text/event-stream")
         return SSE_COMMENT if streams and self.stage is Stage.RESPONSE else b""
+
+
+def _bare_line_feed(data: bytearray, begin: int) -> bool:
+    """Whether a line feed from there on has no carriage return before it: no head will ever end."""
+    at = data.find(b"\n", begin)
+    while at >= 0:
+        if at == 0 or data[at - 1] != 0x0D:
+            return True
+        at = data.find(b"\n", at + 1)
+    return False

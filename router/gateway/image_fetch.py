@@ -1,8 +1,9 @@
 """Images behind http(s) URLs, fetched by the gateway. Off unless the operator allows it (``LLMLB_IMAGE_URLS``).
 
 A URL in a request makes this machine open a connection on somebody else's word. So: only addresses that are public,
-looked up once and connected to as looked up (a name that changes its mind between the two gets nowhere); no
-redirects; nothing unpacked; a limit on bytes and on time.
+and not this machine's own (what listens there may trust who asks from here, or stand behind a firewall); looked up once
+and connected to as looked up (a name that changes its mind between the two gets nowhere); no redirects; nothing
+unpacked; a limit on bytes and on time.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ async def _fetch(image: ImageAddress, room: _Room, *, private: bool) -> str:
         raise InvalidRequest("the image's URL is not one that can be fetched", param=image.param)
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     addresses = [ipaddress.ip_address(info[4][0]) for info in found]
-    if not private and not all(is_public(address) for address in addresses):
+    if not private and not all(is_public(address) and not is_own(address) for address in addresses):
         raise InvalidRequest("the image's address is not public; it is not fetched", param=image.param)
     trust = await asyncio.to_thread(_trust)
     # The connection goes to the address that was looked up; the Host header and TLS's check of the certificate go by
@@ -146,6 +147,17 @@ async def _body(response: httpx.Response, image: ImageAddress, room: _Room) -> s
 def _trust() -> ssl.SSLContext:
     """The authorities to trust; reading them takes tens of milliseconds."""
     return httpx.create_ssl_context(trust_env=False)
+
+
+def is_own(address: Address) -> bool:
+    """True for an address of this machine: what it sends there comes from there. Nothing is sent to find out."""
+    family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((str(address), 9))
+            return ipaddress.ip_address(probe.getsockname()[0]) == address
+    except OSError:  # no way leads there
+        return False
 
 
 def is_public(address: Address) -> bool:

@@ -12,7 +12,7 @@ import orjson
 from sanic import Blueprint, Request
 from sanic.response import HTTPResponse, raw
 
-from llmlb.bus.errors import LlmlbError
+from llmlb.bus.errors import InvalidRequest, LlmlbError
 from llmlb.bus.messages.infer import Embedded, End
 from llmlb.router.gateway.calls import call_of, inner_id
 from llmlb.router.gateway.openai_embeddings_schema import EmbeddingRequest
@@ -29,6 +29,18 @@ def _floats(vector: str) -> list[float]:
     return numbers.tolist()
 
 
+def _check_size(vector: str, wanted: int | None) -> None:
+    """Raises InvalidRequest where the client wants another size than the model has: its tables would not take it."""
+    if wanted is None:
+        return
+    size = len(base64.b64decode(vector)) // 4
+    if size != wanted:
+        raise InvalidRequest(
+            f"dimensions: the vectors of this model have {size} numbers, and can't be made of other sizes",
+            param="dimensions",
+        )
+
+
 @routes.post("/v1/embeddings")
 async def embeddings(request: Request) -> HTTPResponse:
     """Turn texts into vectors."""
@@ -41,6 +53,7 @@ async def embeddings(request: Request) -> HTTPResponse:
     async with contextlib.aclosing(request.app.ctx.gateway.inference.stream(inner, call)) as events:
         async for event in events:
             if isinstance(event, Embedded):
+                _check_size(event.vector, body.dimensions)
                 vectors[event.index] = event.vector if as_text else _floats(event.vector)
             elif isinstance(event, End):
                 end = event

@@ -10,10 +10,13 @@ from pydantic import Field, StrictBool, StrictInt, StrictStr
 
 from llmlb.bus.errors import InvalidRequest
 from llmlb.bus.messages.infer import InferRequest
-from llmlb.router.gateway.openai_schema import MAX_MODEL_NAME, Body, refuse
+from llmlb.router.gateway.openai_messages import Body
+from llmlb.router.gateway.openai_schema import MAX_MODEL_NAME
 from llmlb.router.gateway.parts_schema import EmbeddingIn
 
 MAX_INPUTS = 2048
+MAX_TOKENS = 2**20
+"""Token ids of all inputs together: more than any context, and each is an object at every stop of its way."""
 
 
 _EXAMPLE = {"model": "smollm2", "input": ["Why is the sky blue?"]}
@@ -31,12 +34,13 @@ class EmbeddingRequest(Body, json_schema_extra={"examples": [_EXAMPLE]}):
     encoding_format: Literal["float", "base64"] | None = Field(
         default=None, description="base64: little-endian float32"
     )
-    dimensions: StrictInt | None = Field(default=None, description="refused: vectors have the model's own size")
+    dimensions: StrictInt | None = Field(
+        default=None, ge=1, description="the model's own size; all else is refused once that is known"
+    )
     truncate: StrictBool | None = Field(default=None, description="true: what is too long is cut, and not refused")
 
     def request(self, request_id: str) -> InferRequest:
         """As the bus carries it. Raises InvalidRequest."""
-        refuse("dimensions", self.dimensions is not None, "the model's own size")
         inputs = self._inputs()
         if not inputs:
             raise InvalidRequest("input: must not be empty", param="input")
@@ -54,6 +58,8 @@ class EmbeddingRequest(Body, json_schema_extra={"examples": [_EXAMPLE]}):
     def _inputs(self) -> list[str | tuple[int, ...]]:
         if isinstance(self.input, str):
             return [self.input]
+        if len(self.input) + sum([len(one) for one in self.input[:MAX_INPUTS] if type(one) is list]) > MAX_TOKENS:
+            raise InvalidRequest(f"input: at most {MAX_TOKENS} token ids", param="input")
         if self.input and all(_is_token(one) for one in self.input):
             return [tuple(self.input)]
         if len(self.input) > MAX_INPUTS:

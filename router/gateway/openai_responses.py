@@ -54,7 +54,7 @@ async def create(request: Request) -> HTTPResponse | None:
     gateway: Gateway = request.app.ctx.gateway
     stored = _stored(request)
     body.check()
-    items = items_of(body.input)
+    items = await stored.resolved(items_of(body.input))
     kept, head = as_bytes(items, "input"), body.head()
     as_bytes(head, "tools")
     before = await stored.before(body.previous_response_id)
@@ -95,8 +95,9 @@ def _shortening(run: Run) -> Run:
 async def input_tokens(request: Request) -> HTTPResponse:
     """Count the tokens of an input, without an answer."""
     body = parse(CountBody, request.body)
-    items = items_of(body.input)
-    before = await _stored(request).before(body.previous_response_id)
+    stored = _stored(request)
+    items = await stored.resolved(items_of(body.input))
+    before = await stored.before(body.previous_response_id)
     inner, images = body.request(inner_id(request), before, items, count_only=True)
     if images:
         inner = await with_images(request.app.ctx.gateway.settings, inner, images)

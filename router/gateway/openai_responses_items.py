@@ -5,13 +5,14 @@ Source: OpenAI's API reference, "Responses", "Input items".
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Sequence
 from typing import Any
 
 from llmlb.bus.errors import InvalidRequest
 from llmlb.bus.messages.infer import ChatMessage, ContentPart, ToolCall
-from llmlb.router.gateway.openai_messages import MAX_IMAGES, ImageAddress, image_part
+from llmlb.router.gateway.openai_messages import MAX_IMAGES, ImageAddress, check_parts, image_part, parts_in
 from llmlb.router.gateway.openai_schema import MAX_MESSAGES
 
 Item = dict[str, Any]
@@ -19,9 +20,24 @@ ROLES = ("user", "assistant", "system", "developer")
 _PREFIX = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
 
 
+REFERENCE = "item_reference"
+_OF_RESPONSE = re.compile(r"[a-z]+_([0-9a-f]{32})[0-9a-f]{4,8}")
+
+
 def new_id(kind: str) -> str:
     """An id for an item of this type."""
     return f"{_PREFIX[kind]}_{uuid.uuid4().hex}"
+
+
+def id_in_response(kind: str, response_id: str, index: int) -> str:
+    """An id for an item of an answer: it says which answer, so that references to it lead there."""
+    return f"{_PREFIX[kind]}_{response_id.partition('_')[2]}{index:04x}"
+
+
+def response_of(item_id: str) -> str | None:
+    """The answer that an item with such an id is of, or None."""
+    match = _OF_RESPONSE.fullmatch(item_id)
+    return None if match is None else f"resp_{match[1]}"
 
 
 def items_of(given: str | list[Any]) -> list[Item]:
@@ -30,6 +46,7 @@ def items_of(given: str | list[Any]) -> list[Item]:
         given = [{"role": "user", "content": given}]
     if len(given) > MAX_MESSAGES:
         raise InvalidRequest(f"input: at most {MAX_MESSAGES} items", param="input")
+    check_parts(sum([parts_in(item) for item in given]), "input")
     return [_item(item, f"input.{index}") for index, item in enumerate(given)]
 
 
@@ -39,9 +56,13 @@ def _item(item: Any, where: str) -> Item:
     kind = item.get("type")
     if kind is None and "role" in item:
         kind = "message"
+    if kind == REFERENCE or (kind is None and "id" in item):
+        return {"type": REFERENCE, "id": _text(item, "id", where)}
     if not isinstance(kind, str) or kind not in _PREFIX:
         shown = f"items of type '{kind}'"[:80] if isinstance(kind, str) else "items without a type or role"
-        raise InvalidRequest(f"{shown} are not supported: {', '.join(_PREFIX)} are", param=f"{where}.type")
+        raise InvalidRequest(
+            f"{shown} are not supported: {', '.join((*_PREFIX, REFERENCE))} are", param=f"{where}.type"
+        )
     given_id = item.get("id")
     out: Item = {**item, "type": kind, "id": given_id if isinstance(given_id, str) and given_id else new_id(kind)}
     if kind == "message":
@@ -90,6 +111,8 @@ class _Turns:
             self.flush()
             call_id = _text(item, "call_id", where)
             self._turn("tool", self._parts(item.get("output"), f"{where}.output"), tool_call_id=call_id)
+        elif kind == REFERENCE:
+            raise InvalidRequest("no item with this id is stored", param=f"{where}.id")
         elif item["role"] == "assistant":
             self._texts += [part.text for part in self._parts(item["content"], f"{where}.content")]
         else:

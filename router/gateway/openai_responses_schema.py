@@ -11,31 +11,20 @@ from pydantic import Field, StrictBool, StrictInt, StrictStr
 
 from llmlb.bus.errors import InvalidRequest
 from llmlb.bus.messages.infer import InferRequest, ResponseFormat, Sampling, Tool
-from llmlb.router.gateway.openai_messages import ImageAddress
+from llmlb.router.gateway.openai_messages import Body, ImageAddress
 from llmlb.router.gateway.openai_responses_items import Item, conversation
-from llmlb.router.gateway.openai_schema import (
-    MAX_MODEL_NAME,
-    MAX_TOOLS,
-    Body,
-    FunctionBody,
-    Number,
-    json_text,
-    refuse,
-)
+from llmlb.router.gateway.openai_schema import MAX_MODEL_NAME, MAX_TOOLS, Number, refuse, top_p
+from llmlb.router.gateway.openai_tools import Effort, FunctionBody, effort_wanted, json_text
 from llmlb.router.gateway.parts_schema import FunctionTool, ItemIn
 
-EFFORTS = {"minimal": False, "none": False, "low": True, "medium": True, "high": True, "xhigh": True, "max": True}
-"""Whether a model that can think is to."""
 LOGPROBS = "message.output_text.logprobs"
-_INCLUDED = frozenset({LOGPROBS, "reasoning.encrypted_content"})
-"""Reasoning items have their text, so that nothing encrypted is needed to send them back."""
+_INCLUDED = frozenset({LOGPROBS, "reasoning.encrypted_content", "message.input_image.image_url"})
+"""Reasoning items have their text, so that nothing encrypted is needed to send them back; images have their address."""
 MAX_METADATA = 16
 
 
 class ResponsesReasoning(Body):
-    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = Field(
-        default=None, description="none and minimal switch thinking off"
-    )
+    effort: Effort | None = Field(default=None, description="none and minimal switch thinking off")
     summary: Literal["auto", "concise", "detailed"] | None = Field(
         default=None, description="thinking is shown as a summary: its own text"
     )
@@ -55,7 +44,9 @@ class ResponsesFormat(Body):
 
 
 class ResponsesText(Body):
-    format: ResponsesFormat | None = Field(default=None, description="not together with tools")
+    format: ResponsesFormat | None = Field(
+        default=None, description="with tools too: the answer is calls of them, or has this form"
+    )
     verbosity: Literal["low", "medium", "high"] | None = Field(default=None, description="without effect")
 
 
@@ -111,8 +102,8 @@ class CountBody(Body, json_schema_extra={"examples": [_COUNT_EXAMPLE]}):
         choice, names = self._choice({tool.name for tool in tools})
         if names is not None:
             tools = tuple(tool for tool in tools if tool.name in names)
-        effort = self.reasoning.effort if self.reasoning else None
-        known = effort in ("low", "medium", "high")
+        form = self._format()
+        think, told = effort_wanted(self.reasoning.effort if self.reasoning else None)
         request = InferRequest(
             request_id=request_id,
             model=self.model,
@@ -123,9 +114,9 @@ class CountBody(Body, json_schema_extra={"examples": [_COUNT_EXAMPLE]}):
             tool_choice=choice,
             tool_name=tools[0].name if choice == "required" and len(tools) == 1 else None,
             parallel_tool_calls=self.parallel_tool_calls is not False,
-            response_format=self._format(bool(tools) and choice != "none"),
-            think=None if effort is None else EFFORTS[effort],
-            template_kwargs=json_text({"reasoning_effort": effort}, "reasoning") if known else "{}",
+            response_format=ResponseFormat() if choice == "required" else form,
+            think=think,
+            template_kwargs=json_text(told, "reasoning"),
             count_only=count_only,
         )
         return request, images
@@ -159,12 +150,10 @@ class CountBody(Body, json_schema_extra={"examples": [_COUNT_EXAMPLE]}):
             raise InvalidRequest("tool_choice: names what is not among the tools", param="tool_choice")
         return ("required" if mode == "required" else "auto"), {str(name) for name in found}
 
-    def _format(self, with_tools: bool) -> ResponseFormat:
+    def _format(self) -> ResponseFormat:
         format = self.text.format if self.text else None
         if format is None or format.type == "text":
             return ResponseFormat()
-        if with_tools:
-            raise InvalidRequest("text.format: not together with tools", param="text.format")
         if format.type == "json_object":
             return ResponseFormat(type="json_object")
         if format.schema_ is None:
@@ -181,7 +170,7 @@ class ResponsesRequest(CountBody, json_schema_extra={"examples": [_EXAMPLE]}):
     temperature: Number | None = Field(
         default=None, ge=0, le=2, description="0: always the likeliest token; else the model's own"
     )
-    top_p: Number | None = Field(default=None, gt=0, le=1, description="the likeliest tokens that make up this share")
+    top_p: Number | None = Field(default=None, ge=0, le=1, description="the likeliest tokens that make up this share")
     top_logprobs: StrictInt | None = Field(default=None, ge=0, le=20, description="candidates for each token")
     include: Annotated[list[StrictStr], Field(fail_fast=True)] | None = Field(
         default=None, description="`message.output_text.logprobs`, `reasoning.encrypted_content`"
@@ -194,6 +183,10 @@ class ResponsesRequest(CountBody, json_schema_extra={"examples": [_EXAMPLE]}):
     prompt_cache_key: StrictStr | None = Field(default=None, description="without effect")
     background: StrictBool | None = Field(default=None, description="refused: `stream` works")
     prompt: Any = Field(default=None, description="refused: `instructions` works")
+    moderation: Any = Field(default=None, description="refused")
+    max_tool_calls: StrictInt | None = Field(
+        default=None, ge=1, description="without effect: it counts calls of built-in tools"
+    )
 
     def stored(self) -> bool:
         """Whether the answer is to be kept."""
@@ -210,7 +203,7 @@ class ResponsesRequest(CountBody, json_schema_extra={"examples": [_EXAMPLE]}):
     def sampling(self) -> Sampling:
         return Sampling(
             temperature=self.temperature,
-            top_p=self.top_p,
+            top_p=top_p(self.top_p),
             max_tokens=self.max_output_tokens,
             logprobs=self.alternatives(),
             unset=("presence_penalty", "frequency_penalty", "repeat_penalty"),
@@ -220,6 +213,7 @@ class ResponsesRequest(CountBody, json_schema_extra={"examples": [_EXAMPLE]}):
         super().check()
         refuse("background", bool(self.background), "stream")
         refuse("prompt", self.prompt is not None, "instructions")
+        refuse("moderation", self.moderation is not None, None)
         for index, what in enumerate(self.include or ()):
             if what not in _INCLUDED:
                 raise InvalidRequest(f"include: '{what[:80]}' is not supported", param=f"include.{index}")
@@ -236,7 +230,7 @@ class ResponsesRequest(CountBody, json_schema_extra={"examples": [_EXAMPLE]}):
             "background": False,
             "instructions": self.instructions,
             "max_output_tokens": self.max_output_tokens,
-            "max_tool_calls": None,
+            "max_tool_calls": self.max_tool_calls,
             "metadata": self.metadata or {},
             "model": self.model,
             "parallel_tool_calls": self.parallel_tool_calls is not False,

@@ -10,7 +10,7 @@ import orjson
 
 from llmlb.bus.errors import Conflict, InvalidRequest, LlmlbError, NotFound
 from llmlb.bus.messages.responses import StoredResponse
-from llmlb.router.gateway.openai_responses_items import Item
+from llmlb.router.gateway.openai_responses_items import REFERENCE, Item, response_of
 from llmlb.router.gateway.ports import Responses
 
 log = logging.getLogger("llmlb.router.gateway.openai_responses_stored")
@@ -59,6 +59,40 @@ class Stored:
             links.append([*orjson.loads(found.input), *orjson.loads(found.response)["output"]])
             response_id = found.previous
         return [item for link in reversed(links) for item in link]
+
+    async def resolved(self, items: list[Item]) -> list[Item]:
+        """The items, each reference replaced by the item of an earlier answer that it names.
+
+        Raises NotFound (there is none, or it is another's), Conflict (too many, or too much), BusError,
+        DeadlineExceeded.
+        """
+        read: dict[str, dict[str, bytes]] = {}
+        out: list[Item] = []
+        size = 0
+        for index, item in enumerate(items):
+            if item["type"] != REFERENCE:
+                out.append(item)
+                continue
+            response_id = response_of(item["id"])
+            if response_id is not None and response_id not in read:
+                read[response_id] = await self._output(response_id)
+                size += sum(map(len, read[response_id].values()))
+            found = None if response_id is None else read[response_id].get(item["id"])
+            if found is None:
+                raise NotFound(f"no item '{item['id'][:80]}' is stored here", param=f"input.{index}.id")
+            size += len(found)
+            if len(read) > CHAIN_MAX or size > CHAIN_BYTES_MAX:
+                raise Conflict("the items that are referred to are too many", param=f"input.{index}.id")
+            out.append(orjson.loads(found))
+        return out
+
+    async def _output(self, response_id: str) -> dict[str, bytes]:
+        """The items of an answer as JSON, by id; none where it is not stored. Raises BusError, DeadlineExceeded."""
+        try:
+            found = await self.find(response_id)
+        except NotFound:
+            return {}
+        return {item["id"]: orjson.dumps(item) for item in orjson.loads(found.response)["output"]}
 
     async def put(self, body: dict[str, Any], items: bytes) -> bool:
         """Keep an answer. False: it could not be kept, which is logged; the answer itself is none the worse."""

@@ -18,7 +18,7 @@ from llmlb.router.gateway import sse
 from llmlb.router.gateway.answers import Answer, sign_of_life
 from llmlb.router.gateway.blocks import Block, Blocks, Step, blocks_of
 from llmlb.router.gateway.http_errors import answer_of
-from llmlb.router.gateway.openai_responses_items import Item, new_id
+from llmlb.router.gateway.openai_responses_items import Item, id_in_response
 
 _TYPES = {"thinking": "reasoning", "text": "message", "call": "function_call"}
 
@@ -73,7 +73,7 @@ class ResponseShape:
         else:
             blocks = blocks_of(answer)
             for block in blocks:
-                self._ids[block.index] = new_id(_TYPES[block.kind])
+                self._ids[block.index] = id_in_response(_TYPES[block.kind], self.id, block.index)
             output = [self._item(block, _status(end) if block is blocks[-1] else "completed") for block in blocks]
         more: dict[str, Any] = {"usage": usage_body(end.usage), "completed_at": int(time.time())}
         if end.finish_reason == "length":
@@ -130,7 +130,7 @@ class ResponseShape:
         """``last``: the end of the answer, where the step is part of it."""
         block = step.block
         if step.what == "open":
-            self._ids[block.index] = new_id(_TYPES[block.kind])
+            self._ids[block.index] = id_in_response(_TYPES[block.kind], self.id, block.index)
             item = self._item(block, "in_progress")
             return self._event("response.output_item.added", output_index=block.index, item=item) + self._opened(block)
         if step.what == "more":

@@ -6,20 +6,23 @@ their first bad item, and dicts have no typed values: a body of a million bad on
 
 from __future__ import annotations
 
-import json
 import time
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, ValidationError
+from pydantic import BaseModel, Field, StrictBool, StrictFloat, StrictInt, StrictStr, ValidationError
 from pydantic_core import from_json
 
 from llmlb.bus.errors import InvalidRequest
 from llmlb.bus.messages.base import made
-from llmlb.bus.messages.infer import InferRequest, LogitBias, ResponseFormat, Sampling, Tool
-from llmlb.router.gateway.openai_messages import MAX_IMAGES, ImageAddress, InputMessage
+from llmlb.bus.messages.infer import InferRequest, LogitBias, ResponseFormat, Sampling
+from llmlb.router.gateway.openai_messages import MAX_IMAGES, Body, ImageAddress, InputMessage, check_parts
+from llmlb.router.gateway.openai_tools import Effort, ToolBody, chosen, effort_wanted, json_text
 
 MAX_MODEL_NAME = 256
-MAX_STOP = 4
+MAX_STOP = 64
+"""OpenAI takes 4; editors that complete code send more, and llama-server and vLLM take any number."""
+LEAST_TOP_P = 1e-9
+"""What a top_p of 0 is taken for: the likeliest token alone."""
 MAX_CHOICES = 128
 MAX_TOOLS = 128
 MAX_MESSAGES = 16_384
@@ -34,45 +37,10 @@ Number = StrictFloat
 """Takes integers too, and neither texts nor booleans."""
 
 
-class Body(BaseModel):
-    """Root of the bodies: unknown fields are ignored."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-def json_text(value: Any, param: str) -> str:
-    """JSON text of what came as JSON. Raises InvalidRequest for NaN and Infinity, which pydantic's parser lets in.
-
-    Not orjson: it writes NaN as null, and refuses integers of more than 64 bits.
-    """
-    try:
-        return json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
-    except ValueError:
-        raise InvalidRequest(f"{param}: NaN and Infinity are not JSON", param=param) from None
-    except RecursionError:
-        raise InvalidRequest(f"{param}: nested too deeply", param=param) from None
-
-
 class StreamOptions(Body):
     include_usage: StrictBool | None = Field(
         default=None, description="true: the last event has the usage, and no choices"
     )
-
-
-class FunctionBody(Body):
-    name: StrictStr = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="what the model calls it")
-    description: StrictStr | None = Field(default=None, description="what it does, for the model")
-    parameters: dict[str, Any] | None = Field(default=None, description="JSON schema of its arguments")
-
-
-class ToolBody(Body):
-    type: Literal["function"] = Field(description="the one kind there is")
-    function: FunctionBody = Field(description="the function")
-
-    def tool(self) -> Tool:
-        """As the bus carries it."""
-        parameters = json_text(self.function.parameters or {"type": "object", "properties": {}}, "tools")
-        return Tool(name=self.function.name, description=self.function.description or "", parameters=parameters)
 
 
 class SchemaBody(Body):
@@ -87,6 +55,11 @@ class FormatBody(Body):
     json_schema: SchemaBody | None = Field(default=None, description="needed for `json_schema`")
 
 
+def top_p(given: float | None) -> float | None:
+    """As the bus carries it, which knows no 0."""
+    return given if given is None else max(given, LEAST_TOP_P)
+
+
 NEVER_NONE = ("presence_penalty", "frequency_penalty", "repeat_penalty")
 """Fields of Sampling that hold a number even when the client gave none."""
 
@@ -99,7 +72,7 @@ class _Generate(Body):
         default=None, ge=0, le=2, description="0: always the likeliest token; else the model's own"
     )
     top_p: Number | None = Field(
-        default=None, gt=0, le=1, description="the likeliest tokens that make up this share; else the model's own"
+        default=None, ge=0, le=1, description="the likeliest tokens that make up this share; else the model's own"
     )
     top_k: StrictInt | None = Field(
         default=None, ge=0, le=1_000_000, description="that many of the likeliest tokens; 0: all"
@@ -117,7 +90,7 @@ class _Generate(Body):
         default=None, ge=1, le=2**31 - 1, description="tokens of the answer at most; else what the context has room for"
     )
     stop: StrictStr | Annotated[list[StrictStr], Field(fail_fast=True)] | None = Field(
-        default=None, description="texts that end the answer, 4 at most"
+        default=None, description="texts that end the answer, 64 at most"
     )
     stream: StrictBool | None = Field(default=None, description="true: as server-sent events")
     stream_options: StreamOptions | None = Field(default=None, description="only with `stream`")
@@ -138,7 +111,7 @@ class _Generate(Body):
         given = self.__dict__  # asked by name, each costs a look for pydantic's own attributes
         fields: dict[str, Any] = {
             "temperature": given["temperature"],
-            "top_p": given["top_p"],
+            "top_p": top_p(given["top_p"]),
             "top_k": given["top_k"],
             "min_p": given["min_p"],
             "presence_penalty": given["presence_penalty"] or 0.0,
@@ -216,11 +189,15 @@ class ChatRequest(_Generate, json_schema_extra={"examples": [_CHAT_EXAMPLE]}):
         default=None, max_length=MAX_TOOLS, fail_fast=True, description="functions that the model may call"
     )
     tool_choice: StrictStr | dict[str, Any] | None = Field(
-        default=None, description='`none`, `auto`, `required`, or `{"type": "function", "function": {"name": "…"}}`'
+        default=None,
+        description='`none`, `auto`, `required`, `{"type": "function", "function": {"name": "…"}}`, or `allowed_tools`',
     )
     parallel_tool_calls: StrictBool | None = Field(default=None, description="false: one call in an answer at most")
     functions: list[Any] | None = Field(default=None, description="refused: `tools` works")
-    response_format: FormatBody | None = Field(default=None, description="not together with tools")
+    function_call: Any = Field(default=None, description="refused: `tool_choice` works")
+    response_format: FormatBody | None = Field(
+        default=None, description="with tools too: the answer is calls of them, or has this form"
+    )
     logprobs: StrictBool | None = Field(default=None, description="true: with the log probability of each token")
     top_logprobs: StrictInt | None = Field(
         default=None, ge=0, le=20, description="candidates for each token; only with `logprobs`"
@@ -228,10 +205,15 @@ class ChatRequest(_Generate, json_schema_extra={"examples": [_CHAT_EXAMPLE]}):
     think: StrictBool | None = Field(
         default=None, description="whether a model that can think is to; else as its template has it"
     )
+    reasoning_effort: Effort | None = Field(
+        default=None, description="none and minimal switch thinking off, all others on; `think` goes before it"
+    )
     chat_template_kwargs: dict[str, Any] | None = Field(default=None, description="handed to the model's chat template")
     modalities: list[Any] | None = Field(default=None, description='`["text"]`; all else is refused')
     audio: Any = Field(default=None, description="refused")
     prediction: Any = Field(default=None, description="refused")
+    web_search_options: Any = Field(default=None, description="refused")
+    moderation: Any = Field(default=None, description="refused")
 
     def limit(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
@@ -248,6 +230,7 @@ class ChatRequest(_Generate, json_schema_extra={"examples": [_CHAT_EXAMPLE]}):
         """
         self.check()
         images: list[ImageAddress] = []
+        check_parts(sum([message.pieces() for message in self.messages]), "messages")
         messages = tuple([message.message(index, images) for index, message in enumerate(self.messages)])
         if sum([part.type == "image" for message in messages if message.parts for part in message.parts]) > MAX_IMAGES:
             raise InvalidRequest(f"messages: at most {MAX_IMAGES} images", param="messages")
@@ -262,39 +245,23 @@ class ChatRequest(_Generate, json_schema_extra={"examples": [_CHAT_EXAMPLE]}):
             "think": self.think,
         }
         if self.tools or self.tool_choice is not None:
-            fields["tool_choice"], fields["tool_name"] = self._tool_choice()
-            fields["tools"] = tuple(tool.tool() for tool in self.tools or ())
+            tools = self.tools or ()
+            fields["tool_choice"], fields["tool_name"], names = chosen(self.tool_choice, tools)
+            fields["tools"] = tuple(tool.tool() for tool in tools if names is None or tool.function.name in names)
         if self.response_format is not None:
-            fields["response_format"] = self._format()
-        if self.chat_template_kwargs:
-            fields["template_kwargs"] = json_text(self.chat_template_kwargs, "chat_template_kwargs")
+            form = self._format()
+            if fields.get("tool_choice") != "required":  # such an answer is a call, and has no other form
+                fields["response_format"] = form
+        if self.reasoning_effort is not None or self.chat_template_kwargs:
+            think, told = effort_wanted(self.reasoning_effort)
+            fields["think"] = think if self.think is None else self.think
+            fields["template_kwargs"] = json_text({**told, **(self.chat_template_kwargs or {})}, "chat_template_kwargs")
         return made(InferRequest, fields), images
-
-    def _tool_choice(self) -> tuple[Literal["auto", "none", "required"], str | None]:
-        choice = self.tool_choice
-        if choice is None or choice in ("auto", "none"):
-            return ("none" if choice == "none" else "auto"), None
-        if not self.tools:
-            raise InvalidRequest("tool_choice: only with tools", param="tool_choice")
-        if choice == "required":
-            return "required", None
-        function = choice.get("function") if isinstance(choice, dict) else None
-        name = function.get("name") if isinstance(function, dict) else None
-        if not isinstance(name, str):
-            raise InvalidRequest(
-                'tool_choice: must be "none", "auto", "required" or {"type": "function", "function": {"name": "…"}}',
-                param="tool_choice",
-            )
-        if name not in {tool.function.name for tool in self.tools}:
-            raise InvalidRequest(f"tool_choice: '{name}' is not among the tools", param="tool_choice")
-        return "required", name
 
     def _format(self) -> ResponseFormat:
         format = self.response_format
         if format is None or format.type == "text":
             return ResponseFormat()
-        if self.tools and self.tool_choice != "none":
-            raise InvalidRequest("response_format: not together with tools", param="response_format")
         if format.type == "json_object":
             return ResponseFormat(type="json_object")
         if format.json_schema is None:
@@ -306,9 +273,12 @@ class ChatRequest(_Generate, json_schema_extra={"examples": [_CHAT_EXAMPLE]}):
         """Raises InvalidRequest for what is known and not supported."""
         self.check_common()
         refuse("functions", bool(self.functions), "tools")
+        refuse("function_call", self.function_call is not None, "tool_choice")
         refuse("modalities", self.modalities not in (None, ["text"]), '["text"]')
         refuse("audio", self.audio is not None, None)
         refuse("prediction", self.prediction is not None, None)
+        refuse("web_search_options", self.web_search_options is not None, None)
+        refuse("moderation", self.moderation is not None, None)
 
 
 _COMPLETION_EXAMPLE = {"model": "smollm2", "max_tokens": 64, "prompt": "The sky is blue because"}

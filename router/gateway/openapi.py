@@ -167,7 +167,7 @@ def _header_parameters(entry: Entry, rule: Rule) -> list[dict[str, str]]:
     names = ["RequestId"]
     if rule.permission == "inference" and entry.body is not None:
         names.append("NoRetry")
-    if entry.tag == "Anthropic":
+    if entry.tag == "Anthropic" or "request-id" in entry.headers:
         names.append("AnthropicVersion")
     return [{"$ref": f"#/components/parameters/{name}"} for name in names]
 

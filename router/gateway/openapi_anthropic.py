@@ -62,6 +62,31 @@ class CountedTokens(BaseModel):
     input_tokens: int = Field(ge=0, description="tokens of the prompt, with the model's own tokenizer and template")
 
 
+class AnthropicModel(BaseModel):
+    type: Literal["model"]
+    id: str = Field(description="the model's name, for requests")
+    display_name: str = Field(description="the same")
+    created_at: str = Field(description="RFC 3339")
+    lifecycle: Literal["active"]
+
+
+class AnthropicModelList(BaseModel):
+    """What there is to use, as Anthropic's clients expect it: where `anthropic-version` is sent."""
+
+    data: list[AnthropicModel]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool = Field(description="true: ask again with `after_id`, or `before_id`")
+
+
+class ModelsQuery(BaseModel):
+    """All are strings for OpenAI's clients, for whom they mean nothing."""
+
+    limit: str | None = Field(default=None, description="models a page, 1 to 1000; in Anthropic's shape alone")
+    after_id: str | None = Field(default=None, description="the last model of the page before; likewise")
+    before_id: str | None = Field(default=None, description="the first model of the page after; likewise")
+
+
 class MessageStart(BaseModel):
     type: Literal["message_start"]
     message: AnthropicAnswer

@@ -35,6 +35,7 @@ class Error(BaseModel):
 class AnthropicErrorDetail(BaseModel):
     type: str = Field(description="the kind of error, as Anthropic names it")
     message: str = Field(description="what was wrong, in English, for people")
+    details: dict[str, Any] | None = Field(default=None, description="where `thread` is refused: what clients look for")
 
 
 class AnthropicError(BaseModel):

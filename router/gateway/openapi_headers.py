@@ -48,7 +48,7 @@ REQUEST: dict[str, dict[str, Any]] = {
     "AnthropicVersion": {
         "name": "anthropic-version",
         "in": "header",
-        "description": "Taken and not looked at: there is one version.",
+        "description": "Any: there is one version. Where OpenAI's clients ask too, it asks for Anthropic's shape.",
         "schema": _TEXT,
     },
 }

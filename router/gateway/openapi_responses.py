@@ -111,7 +111,7 @@ class Response(BaseModel):
     background: bool
     instructions: str | None
     max_output_tokens: int | None
-    max_tool_calls: None
+    max_tool_calls: int | None
     metadata: dict[str, str]
     model: str
     parallel_tool_calls: bool

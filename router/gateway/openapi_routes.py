@@ -45,8 +45,17 @@ ENTRIES: dict[str, Entry] = {
     "docs.document": Entry("Operations", own.OpenApi),
     "docs.page": Entry("Operations", media=("text/html; charset=utf-8",)),
     # OpenAI
-    "openai_models.list_models": Entry("OpenAI", openai.OpenAIModelList),
-    "openai_models.get_model": Entry("OpenAI", openai.OpenAIModel, errors=(errors.ModelUnknown,)),
+    "openai_models.list_models": Entry(
+        *("OpenAI", openai.OpenAIModelList | anthropic.AnthropicModelList),
+        errors=(errors.InvalidRequest,),
+        query=anthropic.ModelsQuery,
+        headers=("request-id",),
+    ),
+    "openai_models.get_model": Entry(
+        *("OpenAI", openai.OpenAIModel | anthropic.AnthropicModel),
+        errors=(errors.ModelUnknown,),
+        headers=("request-id",),
+    ),
     "openai_chat.chat_completions": Entry(
         "OpenAI", openai.ChatCompletion, ChatRequest, INFERS, events=openai.ChatEvent
     ),

@@ -14,7 +14,7 @@ _NULL: Schema = {"type": "null"}
 _BASE64 = r"^[A-Za-z0-9+/]*={0,2}$"
 
 
-def _object(title: str, kinds: str | tuple[str, ...], needed: dict[str, Schema], **more: Schema) -> Schema:
+def _object(title: str, kinds: str | tuple[str, ...], needed: dict[str, Schema], /, **more: Schema) -> Schema:
     names = (kinds,) if isinstance(kinds, str) else kinds
     kind = {"const": names[0]} if len(names) == 1 else {"enum": list(names)}
     properties = {"type": {"type": "string", **kind}, **needed, **more}
@@ -47,16 +47,36 @@ _SOURCES: Schema = {
 }
 
 _CHAT_PART = _any(
-    "Part", _object("Text", "text", {"text": _TEXT}), _object("Image", "image_url", {"image_url": _ADDRESS})
+    "Part",
+    _object("Text", "text", {"text": _TEXT}),
+    _object("Refusal", "refusal", {"refusal": _TEXT}),
+    _object("Image", "image_url", {"image_url": _ADDRESS}),
 )
 ChatPart = Annotated[Any, WithJsonSchema(_CHAT_PART)]
 """Of a message of /v1/chat/completions."""
 
 _TEXT_BLOCK = _object("Text", "text", {"text": _TEXT})
+_IMAGE_BLOCK = _object("Image", "image", {"source": _SOURCES})
+_INNER: Schema = {"anyOf": [_TEXT, {"type": "array", "items": {"anyOf": [_TEXT_BLOCK, _IMAGE_BLOCK]}}]}
+_CITATIONS: Schema = _or_null({"type": "object", "properties": {"enabled": {"enum": [False, None]}}})
+_DOCUMENT_SOURCES: Schema = {
+    "anyOf": [_object("Source", "text", {"data": _TEXT}), _object("Blocks", "content", {"content": _INNER})]
+}
 _SEEN = (
     _TEXT_BLOCK,
-    _object("Image", "image", {"source": _SOURCES}),
-    _object("Document", "document", {"source": _object("Source", "text", {"data": _TEXT})}),
+    _IMAGE_BLOCK,
+    _object(
+        *("Document", "document", {"source": _DOCUMENT_SOURCES}),
+        title=_or_null(_TEXT),
+        context=_or_null(_TEXT),
+        citations=_CITATIONS,
+    ),
+    _object(
+        *("SearchResult", "search_result", {"content": _INNER}),
+        source=_or_null(_TEXT),
+        title=_or_null(_TEXT),
+        citations=_CITATIONS,
+    ),
 )
 _BLOCK_IN = _any(
     "Block",
@@ -99,6 +119,12 @@ _ITEM_IN = _any(
         {"call_id": _TEXT, "output": {"anyOf": [_TEXT, {"type": "array", "items": _RESPONSE_PART}]}},
     ),
     _object("Reasoning", "reasoning", {}, summary=_or_null({"type": "array"}), content=_or_null({"type": "array"})),
+    {
+        "type": "object",
+        "title": "ItemReference",
+        "required": ["id"],
+        "properties": {"type": _or_null({"type": "string", "const": "item_reference"}), "id": _TEXT},
+    },
 )
 ItemIn = Annotated[Any, WithJsonSchema(_ITEM_IN)]
 """Of the input of /v1/responses."""

@@ -30,6 +30,7 @@ log = logging.getLogger("llmlb.router.identity")
 USED_EVERY_S = 60.0
 FRESH_S = 1.0
 """A login that another gateway made so short ago may not have arrived here yet: its token is enough until then."""
+GONE_MAX = 1000
 _KEY, _SESSIONS = "key.", "sessions."
 
 
@@ -55,6 +56,10 @@ class Directory:
         """When keys were used, until that is written: as many as there are keys."""
         self._meters: dict[str, Meter] = {}
         self._sharing = Sharing(bus, self._meters)
+        self._gone: dict[str, None] = {}
+        """Ids of keys and users that were removed, the last GONE_MAX."""
+        self.on_gone: Callable[[str], None] = lambda who: None
+        """Called with the id of each."""
         self.login_sharing = LoginSharing(bus, self._sharing.gateway_id)
         self._background = Background("identity")
 
@@ -103,7 +108,11 @@ class Directory:
         self._unreadable = True  # until it was read: nobody is let in because a record can't be understood
         self.people = People() if value is None else codec.decode_as(People, value)
         self._unreadable = False
-        self._users = {user.user_id: user for user in self.people.users}
+        before, self._users = self._users, {user.user_id: user for user in self.people.users}
+        for user_id in before.keys() - self._users.keys():
+            self._remember_gone(user_id)
+        for user_id in self._gone.keys() & self._users.keys():
+            del self._gone[user_id]
 
     def _set_key(self, key_id: str, key: ApiKey | None) -> None:
         old = self._key_ids.pop(key_id, None)
@@ -112,7 +121,10 @@ class Directory:
         if key is None:
             self._meters.pop(key_id, None)
             self._used.pop(key_id, None)
+            if old is not None:
+                self._remember_gone(key_id)
             return
+        self._gone.pop(key_id, None)
         self._keys[key.digest] = key
         self._key_ids[key_id] = key.digest
         if unlimited(key.limits):
@@ -122,6 +134,19 @@ class Directory:
             if meter is None:
                 meter = self._meters[key_id] = Meter(lambda: self._sharing.changed(key_id))
             meter.set(key.limits, time.monotonic())
+
+    def _remember_gone(self, who: str) -> None:
+        self._gone[who] = None
+        if len(self._gone) > GONE_MAX:
+            del self._gone[next(iter(self._gone))]
+        self.on_gone(who)
+
+    def is_gone(self, who: str) -> bool:
+        """True for a key that was revoked, or a user who was removed, while this ran.
+
+        Not while there are no users: a program on the same machine may send any text as its key then.
+        """
+        return who in self._gone and self.has_users
 
     def _set_sessions(self, user_id: str, sessions: tuple[Session, ...]) -> None:
         self._sessions = {sid: entry for sid, entry in self._sessions.items() if entry[0] != user_id}

@@ -126,3 +126,20 @@ def test_a_client_that_waits_for_the_go_on_gets_it_or_needs_none(router: Process
         assert text_of(client.answer()) == expected[30_000]
         client.send(whole)
         assert text_of(client.answer()) == expected[30_000]
+
+
+def test_a_head_that_comes_byte_by_byte_is_a_head(router: Process) -> None:
+    with raw(router.router_port or 0) as client:
+        for byte in b"\r\n" + request("/v1/models", None, "X: " + "a" * 300):
+            client.send(bytes((byte,)))
+        assert client.answer().status == 200
+
+
+@pytest.mark.parametrize("end", [b"\n", b"x\n", b"\n\r\n", b"\r\n\n"])
+def test_a_line_feed_alone_is_refused_whenever_it_comes(router: Process, end: bytes) -> None:
+    with raw(router.router_port or 0) as client:
+        client.send(b"GET /v1/models HTTP/1.1\r\nHost: a\r\n")
+        time.sleep(0.02)
+        client.send(b"X: y" + end)
+        assert client.answer().error["message"] == "this is not HTTP/1.1"
+        assert client.rest() == b""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import anthropic
 import httpx
@@ -98,6 +98,60 @@ def test_a_tool_that_must_be_called_is_called_and_its_result_is_read(client: ant
     answer = client.messages.create(**asked, messages=messages, tool_choice={"type": "none"})
     assert answer.stop_reason in ("end_turn", "max_tokens")
     assert texts(answer)
+
+
+@pytest.mark.parametrize("client", ["router"], indirect=True)
+def test_the_clients_own_tool_runner_runs_a_tool(client: anthropic.Anthropic) -> None:
+    @anthropic.beta_tool
+    def weather(city: Literal["Oslo", "Rome"]) -> str:
+        """The weather of a city."""
+        return f"It is sunny in {city}."
+
+    runner = client.beta.messages.tool_runner(
+        model=MODEL, max_tokens=60, tools=[weather], tool_choice=FORCED, max_iterations=2, messages=QUESTION
+    )
+    answers = list(runner)
+    assert [answer.stop_reason for answer in answers] == ["tool_use", "tool_use"]
+
+
+@pytest.mark.parametrize("client", ["router"], indirect=True)
+def test_what_coding_agents_send_is_taken(client: anthropic.Anthropic) -> None:
+    cached: Any = {"type": "ephemeral"}
+    tool: Any = {"name": "read", "description": "Reads.", "input_schema": {"type": "object"}, "cache_control": cached}
+    use: Any = {"type": "tool_use", "id": "toolu_1", "name": "read", "input": {}, "caller": {"type": "direct"}}
+    result: Any = {"type": "tool_result", "tool_use_id": "toolu_1", "is_error": True, "cache_control": cached}
+    thinking: Any = {"type": "thinking", "thinking": "", "signature": "x"}
+    message = client.beta.messages.create(
+        model=MODEL,
+        max_tokens=32_000,
+        system=[{"type": "text", "text": "You are an agent.", "cache_control": cached}],
+        messages=[
+            *QUESTION,
+            {"role": "assistant", "content": [thinking, {"type": "redacted_thinking", "data": "x"}, use]},
+            {"role": "user", "content": [{**result, "content": [{"type": "text", "text": "no such file"}]}]},
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "What is the capital of Japan?"},
+        ],
+        tools=[{**tool, "eager_input_streaming": True, "strict": True, "defer_loading": False}],
+        tool_choice={"type": "none"},
+        thinking={"type": "adaptive"},
+        output_config={"effort": "high"},
+        context_management={"edits": [{"type": "clear_tool_uses_20250919"}]},
+        metadata={"user_id": "u"},
+        service_tier="auto",
+        stop_sequences=["."],
+        betas=["interleaved-thinking-2025-05-14"],
+        extra_body=GREEDY,
+    )
+    assert message.stop_reason in ("stop_sequence", "end_turn", "max_tokens")
+    assert message.usage.output_tokens > 0
+
+
+def test_models_are_listed_in_the_clients_own_shape(client: anthropic.Anthropic) -> None:
+    (model,) = client.models.list().data
+    assert (model.type, model.lifecycle) == ("model", "active")
+    assert client.models.retrieve(MODEL).id == MODEL
+    assert client.messages.create(model=model.id, max_tokens=1, messages=QUESTION).model == model.id
 
 
 def test_errors_are_those_that_the_client_knows(client: anthropic.Anthropic) -> None:

@@ -6,12 +6,13 @@ import contextlib
 import io
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import openai
 import pytest
 from llama_cpp import Llama
+from pydantic import BaseModel
 
 from llmlb.node.store.bundled import bundled_path
 from tests.support.cluster import Cluster, Process, wait_until
@@ -19,6 +20,12 @@ from tests.support.cluster import Cluster, Process, wait_until
 MODEL = "smollm2"
 NAME = "smollm2:135m-instruct-q4_1"
 QUESTION: list[Any] = [{"role": "user", "content": "Name the planets of the solar system."}]
+
+
+class Place(BaseModel):
+    """Where a city is."""
+
+    city: Literal["Oslo", "Rome"]
 
 
 @pytest.fixture(params=["router", "node"])
@@ -189,6 +196,56 @@ def test_a_prompt_longer_than_the_context_is_said_so(client: openai.OpenAI) -> N
         client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "word " * 3000}])
     assert caught.value.code == "context_length_exceeded"
     assert "1024" in caught.value.message
+
+
+@pytest.mark.parametrize("client", ["router"], indirect=True)
+def test_an_answer_is_parsed_whole_and_as_it_comes(client: openai.OpenAI) -> None:
+    asked: Any = {"model": MODEL, "messages": QUESTION, "response_format": Place, "max_tokens": 60, "temperature": 0}
+    parsed = client.chat.completions.parse(**asked).choices[0].message.parsed
+    assert isinstance(parsed, Place)
+    more: Any = {"logprobs": True, "top_logprobs": 1, "stream_options": {"include_usage": True}}
+    with client.chat.completions.stream(**asked, **more) as stream:
+        kinds = {event.type for event in stream}
+        final = stream.get_final_completion()
+    assert kinds == {"chunk", "content.delta", "content.done", "logprobs.content.delta", "logprobs.content.done"}
+    assert final.choices[0].message.parsed == parsed
+    assert final.usage is not None
+
+
+@pytest.mark.parametrize("client", ["router"], indirect=True)
+def test_a_tool_or_an_answer_of_a_form_and_only_what_is_allowed(client: openai.OpenAI) -> None:
+    tools: Any = [openai.pydantic_function_tool(Place, name=name) for name in ("place", "other")]
+    asked: Any = {"model": MODEL, "messages": QUESTION, "temperature": 0, "max_tokens": 60}
+    answer = client.chat.completions.parse(**asked, tools=tools[:1], response_format=Place, parallel_tool_calls=False)
+    message = answer.choices[0].message
+    called = message.tool_calls or []
+    assert isinstance(message.parsed or called[0].function.parsed_arguments, Place)
+    chosen: Any = {"mode": "required", "tools": [{"type": "function", "function": {"name": "other"}}]}
+    choice: Any = {"type": "allowed_tools", "allowed_tools": chosen}
+    asked["tools"] = tools
+    with client.chat.completions.stream(**asked, tool_choice=choice, parallel_tool_calls=False) as stream:
+        done = [event for event in stream if event.type == "tool_calls.function.arguments.done"]
+    assert [event.name for event in done] == ["other"]
+    assert isinstance(done[0].parsed_arguments, Place)
+
+
+def test_what_lies_beneath_an_answer_can_be_looked_at(client: openai.OpenAI) -> None:
+    asked: Any = {"model": MODEL, "messages": QUESTION, "max_tokens": 2}
+    sent = {"x-request-id": "mine-1"}
+    raw = client.chat.completions.with_raw_response.create(**asked, extra_headers=sent)
+    assert raw.headers["x-request-id"] == raw.parse()._request_id == "mine-1"
+    with client.chat.completions.with_streaming_response.create(**asked, stream=True) as response:
+        lines = [line for line in response.iter_lines() if line.startswith("data:")]
+    assert lines[-1] == "data: [DONE]"
+
+
+def test_vectors_of_texts_and_of_tokens_have_the_models_size(client: openai.OpenAI) -> None:
+    floats = client.embeddings.create(model=MODEL, input="a tree", encoding_format="float").data[0].embedding
+    packed = client.embeddings.create(model=MODEL, input=["a tree"], dimensions=len(floats)).data[0].embedding
+    assert packed == pytest.approx(floats)
+    assert len(client.embeddings.create(model=MODEL, input=[[1, 2, 3], [4]]).data) == 2
+    with pytest.raises(openai.BadRequestError, match=str(len(floats))):
+        client.embeddings.create(model=MODEL, input="a tree", dimensions=7)
 
 
 def running(process: Process) -> int:

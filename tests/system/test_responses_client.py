@@ -67,6 +67,18 @@ def test_a_conversation_goes_on_at_another_gateway(served: tuple[Cluster, Proces
             router.responses.retrieve(second.id)
 
 
+def test_items_of_an_answer_can_be_referred_to_at_another_gateway(served: tuple[Cluster, Process]) -> None:
+    with connect(served[1].url) as router, connect(served[1].node_url) as node:
+        first = router.responses.create(model=MODEL, input=QUESTION, temperature=0, max_output_tokens=12)
+        asked: Any = {"model": MODEL, "temperature": 0, "max_output_tokens": 12, "store": False}
+        turns = [{"role": "user", "content": QUESTION}, {"role": "user", "content": "And their moons?"}]
+        said = {"type": "message", "role": "assistant", "content": first.output_text}
+        written = node.responses.create(**asked, input=[turns[0], said, turns[1]])
+        reference = {"type": "item_reference", "id": first.output[0].id}
+        referred = node.responses.create(**asked, input=[turns[0], reference, turns[1]])
+        assert referred.output_text == written.output_text
+
+
 def test_a_function_that_must_be_called_is_called(client: openai.OpenAI) -> None:
     schema = {"type": "object", "properties": {"city": {"enum": ["Oslo", "Rome"]}}, "required": ["city"]}
     tools: Any = [{"type": "function", "name": "weather", "parameters": schema, "strict": True}]

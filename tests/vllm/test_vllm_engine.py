@@ -348,6 +348,15 @@ def test_a_form_that_no_answer_can_have_is_the_requests_fault(rig: Rig) -> None:
     assert rig.ask(chat()).reason == "length", "the engine goes on"
 
 
+def test_a_form_is_refused_where_a_tool_may_be_called_and_taken_where_none_may(rig: Rig) -> None:
+    form = ResponseFormat(type="json_schema", json_schema='{"enum": ["a"]}')
+    with pytest.raises(InvalidRequest, match="no tool may be called") as caught:
+        rig.ask(chat(response_format=form, tools=(Tool(name="switch"),)))
+    assert caught.value.param == "response_format"
+    answer = rig.ask(chat(response_format=form, tools=(Tool(name="switch"),), tool_choice="none"))
+    assert json.loads(answer.text) == "a"
+
+
 def test_what_nobody_foresaw_fails_one_request_and_is_not_logged_with_its_text(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

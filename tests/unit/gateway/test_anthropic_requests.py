@@ -13,6 +13,7 @@ import pytest
 from llmlb.bus.errors import InvalidRequest
 from llmlb.bus.messages.infer import InferRequest
 from llmlb.router.gateway.anthropic_schema import CountRequest, MessagesRequest
+from llmlb.router.gateway.openai_messages import MAX_PARTS
 from llmlb.router.gateway.openai_schema import parse
 from llmlb.router.redaction import kept_body
 from tests.unit.gateway.scripted import Scripted, serving
@@ -113,6 +114,33 @@ def test_documents_of_text_are_text() -> None:
     assert turns(user([{"type": "document", "source": source}])) == [("user", "the document")]
 
 
+def test_documents_and_search_results_are_text_with_what_they_are_called() -> None:
+    text = {"type": "text", "text": "one"}
+    document = {"type": "document", "title": "T", "context": "C", "source": {"type": "text", "data": "d"}}
+    blocks = {"type": "document", "source": {"type": "content", "content": [text, IMAGE]}}
+    found = {"type": "search_result", "source": "s", "title": "t", "content": [text], "citations": {"enabled": False}}
+    assert turns(user([document])) == [("user", "T\nC\nd")]
+    assert turns(user([{**blocks, "source": {"type": "content", "content": "two"}}])) == [("user", "two")]
+    (turn,) = asked(messages=[user([blocks])]).messages
+    assert [part.type for part in turn.parts] == ["text", "image"]
+    assert turns(user([found])) == [("user", "s\nt\none")]
+    (result,) = asked(messages=[user([{**RESULT, "content": [found, document]}])]).messages
+    assert (result.role, result.content) == ("tool", "s\nt\none\nT\nC\nd")
+
+
+def test_blocks_within_documents_count_too() -> None:
+    text = {"type": "text", "text": "x"}
+    document = {"type": "document", "source": {"type": "content", "content": [text] * MAX_PARTS}}
+    for blocks in (
+        [document],
+        [{"type": "search_result", "content": [text] * MAX_PARTS}],
+        [{**RESULT, "content": [document]}],
+    ):
+        with pytest.raises(InvalidRequest, match="parts") as caught:
+            asked(messages=[user(blocks)])
+        assert caught.value.param == "messages"
+
+
 def test_thinking_that_only_others_can_read_is_left_out() -> None:
     assert turns(
         user("a"), model([{"type": "redacted_thinking", "data": "x"}, {"type": "text", "text": "b"}]), user("c")
@@ -170,6 +198,28 @@ def test_an_answer_can_have_a_schema() -> None:
     format = asked(output_config={"format": {"type": "json_schema", "schema": schema}, "effort": "low"}).response_format
     assert format.type == "json_schema"
     assert json.loads(format.json_schema or "") == schema
+
+
+def test_the_older_name_of_the_form_of_an_answer_is_known() -> None:
+    schema = {"type": "object", "properties": {}}
+    form = asked(output_format={"type": "json_schema", "schema": schema}).response_format
+    assert json.loads(form.json_schema or "") == schema
+
+
+@pytest.mark.parametrize(("choice", "form"), [("auto", "json_schema"), ("none", "json_schema"), ("any", "text")])
+def test_a_form_stands_beside_tools_unless_one_must_be_called(choice: str, form: str) -> None:
+    format = {"type": "json_schema", "schema": {}}
+    request = asked(tools=[TOOL], tool_choice={"type": choice}, output_config={"format": format})
+    assert (request.response_format.type, len(request.tools)) == (form, 1)
+
+
+def test_effort_reaches_the_template_of_a_model_that_is_to_think() -> None:
+    told = [
+        asked(output_config={"effort": effort}, thinking=thinking).template_kwargs
+        for effort in ("low", "max")
+        for thinking in (None, {"type": "adaptive"})
+    ]
+    assert [json.loads(one) for one in told] == [{}, {"reasoning_effort": "low"}, {}, {}]
 
 
 def test_what_is_unknown_or_says_nothing_of_the_answer_is_ignored() -> None:
@@ -232,9 +282,19 @@ def test_what_is_unknown_or_says_nothing_of_the_answer_is_ignored() -> None:
         ({"tools": [TOOL, {"type": "web_search_20250305", "name": "web_search"}]}, "tools.1.type"),
         ({"tool_choice": {"type": "any"}}, "tool_choice"),
         ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "sub"}}, "tool_choice.name"),
-        ({"tools": [TOOL], "output_config": {"format": {"type": "json_schema", "schema": {}}}}, "output_config.format"),
         ({"mcp_servers": [{"url": "x"}]}, "mcp_servers"),
         ({"container": "c"}, "container"),
+        ({"thread": {"type": "create"}}, "thread"),
+        ({"compaction": {"type": "summary"}}, "compaction"),
+        ({"output_config": {"effort": "huge"}}, "output_config.effort"),
+        (
+            {"messages": [user([{"type": "search_result", "content": [], "citations": {"enabled": True}}])]},
+            "messages.0.content.0.citations.enabled",
+        ),
+        (
+            {"messages": [user([{"type": "document", "source": {"type": "content", "content": [USE]}}])]},
+            "messages.0.content.0.source.content.0.type",
+        ),
         ({"stream": 1}, "stream"),
     ],
 )

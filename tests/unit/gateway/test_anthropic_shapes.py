@@ -359,6 +359,30 @@ async def test_a_tool_loop_of_several_rounds(rig: Rig) -> None:
     assert [tool.name for tool in last.tools] == ["read", "write"]
 
 
+async def test_the_clients_own_tool_runner_sends_all_turns_when_it_can_have_no_thread(rig: Rig) -> None:
+    scripted, _, client = rig
+    call = ToolCallPiece(index=0, id="call_1", name="weather", arguments='{"city": "Oslo"}')
+    rounds: list[list[Step]] = [[delta(tool_calls=(call,)), end("tool_calls")], [delta("Sunny."), end()]]
+    scripted.script = lambda request: rounds[len(scripted.begun) - 1]
+
+    @anthropic.beta_async_tool
+    async def weather(city: str) -> str:
+        """The weather of a city."""
+        return f"It is sunny in {city}."
+
+    runner = client.beta.messages.tool_runner(
+        model="m", max_tokens=50, tools=[weather], messages=[{"role": "user", "content": "Oslo?"}]
+    )
+    answers = [message async for message in runner]
+    assert [answer.stop_reason for answer in answers] == ["tool_use", "end_turn"]
+    assert [(turn.role, turn.content) for turn in scripted.begun[1].messages] == [
+        ("user", "Oslo?"),
+        ("assistant", ""),
+        ("tool", "It is sunny in Oslo."),
+    ]
+    assert [tool.name for tool in scripted.begun[1].tools] == ["weather"]
+
+
 async def test_tokens_are_counted_without_an_answer(rig: Rig) -> None:
     scripted, http, client = rig
     scripted.script = lambda request: [end(prompt=41, completion=0)]

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from llmlb.bus import subjects
+from llmlb.bus.messages.identity import ApiKey
 from llmlb.router.gateway import peers
 from llmlb.router.gateway.permissions import PUBLIC, RULES, rule_of
 from llmlb.router.identity.book import digest_of
@@ -136,6 +137,14 @@ async def test_any_text_will_do_as_a_key_until_the_first_user_exists(gateway: St
         {"Forwarded": "for=127.0.0.1"},
         {"X-Real-IP": "::1"},
         {"Via": "1.1 proxy"},
+        {"X-Forwarded-Proto": "https"},
+        {"X-Forwarded-Server": "www.example.com"},
+        {"X-Forwarded-Host": "www.example.com"},
+        {"X-Forwarded-Prefix": "/llm"},
+        {"CF-Connecting-IP": "203.0.113.7"},
+        {"Tailscale-User-Login": "alice@example.com"},
+        {"X-Client-IP": "127.0.0.1"},
+        {"X-Envoy-External-Address": "127.0.0.1"},
     ],
 )
 async def test_what_a_proxy_on_this_machine_passes_on_is_not_this_machines(
@@ -210,3 +219,35 @@ def test_the_addresses_of_a_chain() -> None:
     assert peers._address("[fe80::1%eth0]") is not None
     assert peers._address("::ffff:127.0.0.1") == peers._address("127.0.0.1")
     assert peers._address("1.2.3.4:80") is None
+
+
+@pytest.mark.parametrize(
+    ("allowed", "headers", "status"),
+    [
+        ("", {"Origin": "http://evil.example"}, 403),
+        ("", {"Origin": "null"}, 403),
+        ("", {"Origin": "http://evil.example", "Sec-Fetch-Site": "cross-site"}, 403),
+        ("", {"Origin": "http://llm.example", "Host": "llm.example"}, 201),
+        ("", {"Origin": "http://llm.example", "Sec-Fetch-Site": "same-origin"}, 201),
+        ("", {}, 201),
+        ("http://chat.example", {"Origin": "http://chat.example"}, 201),
+        ("http://chat.example", {"Origin": "http://evil.example"}, 403),
+        ("*", {"Origin": "http://evil.example"}, 201),
+    ],
+)
+async def test_with_auth_off_pages_of_other_sites_change_nothing(
+    tmp_path: Path, allowed: str, headers: dict[str, str], status: int
+) -> None:
+    """A browser of the trusted network sends a page's POST as plain text, and asks nobody before."""
+    async with rig_of(tmp_path, auth="off", cors_origins=allowed) as (rig, client):
+        made: list[str] = []
+
+        async def make_key(name: str, *_: object) -> tuple[str, ApiKey]:
+            made.append(name)
+            return "sk_x", ApiKey(key_id="k", digest="d", name=name, permissions=("users",), created_at=0)
+
+        rig.office.make_key = make_key  # type: ignore[method-assign]
+        body = b'{"name": "mallory", "permissions": ["users"]}'
+        answer = await client.post("/v0/keys", content=body, headers={**headers, "Content-Type": "text/plain"})
+        assert (answer.status_code, made) == (status, ["mallory"] if status == 201 else [])
+        assert (await client.get("/v1/models", headers=headers)).status_code == 200, "which the page can't read"

@@ -22,7 +22,7 @@ from llmlb.bus.errors import InvalidRequest
 from llmlb.bus.messages.infer import InferRequest
 from llmlb.bus.settings import Settings
 from llmlb.router.gateway import image_fetch
-from llmlb.router.gateway.image_fetch import is_public, with_images
+from llmlb.router.gateway.image_fetch import is_own, is_public, with_images
 from llmlb.router.gateway.openai_schema import ChatRequest, parse
 from tests.unit.gateway.scripted import Scripted, serving
 
@@ -211,6 +211,25 @@ async def test_public_refuses_names_with_any_address_that_is_not(
     monkeypatch.setattr(httpx.AsyncClient, "send", None)
     names["pictures.test"] = found
     assert "not public" in (await refused(tmp_path, "http://pictures.test/", which="public")).message
+
+
+async def test_public_refuses_this_machines_own_public_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What listens there is behind a firewall, or trusts who asks from the same machine. Loopback stands for it."""
+    monkeypatch.setattr(image_fetch, "is_public", lambda address: True)
+    async with site(answering(PICTURE)) as web:
+        assert "not public" in (await refused(tmp_path, web.url(), which="public")).message
+    assert web.asked == []
+
+
+@pytest.mark.parametrize(("address", "own"), [("127.0.0.1", True), ("::1", True), ("192.0.2.1", False)])
+def test_a_machine_knows_its_own_addresses(address: str, own: bool) -> None:
+    if ":" in address:
+        with socket.socket(socket.AF_INET6) as probe:
+            try:
+                probe.bind((address, 0))
+            except OSError:
+                pytest.skip("this machine has no IPv6")
+    assert is_own(ipaddress.ip_address(address)) is own
 
 
 @pytest.mark.parametrize(

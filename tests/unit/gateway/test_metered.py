@@ -6,12 +6,12 @@ import asyncio
 
 import pytest
 
-from llmlb.bus.errors import RateLimited
-from llmlb.bus.messages.infer import InferRequest
-from llmlb.router.call import Call
+from llmlb.bus.errors import NodeLost, RateLimited
+from llmlb.bus.messages.infer import ChatMessage, Embedded, InferRequest, Progress
+from llmlb.router.call import Call, Direct
 from llmlb.router.gateway.metered import Metered
 from tests.unit.gateway.auth_rig import Known
-from tests.unit.gateway.scripted import Scripted, delta, end
+from tests.unit.gateway.scripted import Scripted, Step, delta, end
 
 
 async def test_what_only_counts_is_not_metered() -> None:
@@ -53,3 +53,53 @@ async def test_requests_that_were_let_in_together_do_not_run_together_beyond_the
     assert all(await asyncio.gather(*running))
     assert meter.running == 0
     assert await ask(Call(key=key.key_id))
+
+
+def prefill(done: int) -> Progress:
+    return Progress(request_id="r", seq=0, phase="prefill", done=done, total=40)
+
+
+VECTOR = Embedded(request_id="r", seq=0, index=1, vector="")
+
+
+@pytest.mark.parametrize(
+    ("steps", "read", "straight", "used"),
+    [
+        ([delta("a", token_ids=(1, 2)), delta("b", token_ids=(3,)), end()], 2, 0, 3 + 5),
+        ([delta("a"), delta("b"), end()], 2, 0, 2 + 5),
+        ([delta("a", token_ids=(1,)), end()], 1, 7, 8 + 5),
+        ([prefill(10), delta("a", token_ids=(1,)), end()], 2, 0, 1 + 40),
+        ([prefill(10), prefill(30), end()], 2, 0, 30),
+        ([VECTOR, end()], 1, 0, 3),
+        ([Progress(request_id="r", seq=0, phase="queued", done=3, total=9), end()], 1, 0, 0),
+        ([delta("a", token_ids=(1,)), NodeLost("x")], 2, 0, 1 + 5),
+        ([prefill(10), NodeLost("x")], 2, 0, 0),
+        ([delta("a", token_ids=(1,)), end(prompt=30, completion=1)], 2, 3, 31),
+    ],
+)
+async def test_who_leaves_before_the_end_pays_for_what_came(
+    steps: list[Step], read: int, straight: int, used: int
+) -> None:
+    """Else a key reads all but the end of each answer, hangs up, and has as many tokens as it likes."""
+    directory = Known()
+    key = directory.key(directory.put_key("inference", tokens_per_minute=1000))
+    assert key is not None
+    meter = directory.meter(key.key_id)
+    assert meter is not None
+    paid: list[int] = []
+    meter.used = lambda tokens, now: paid.append(tokens)  # type: ignore[method-assign]
+    message = ChatMessage(role="user", content="x" * 17)
+    request = InferRequest(request_id="r", model="m", kind="chat", messages=(message,), inputs=("", "y" * 12))
+    call = Call(key=key.key_id, direct=Direct())
+    answer = Metered(Scripted(lambda _: steps), directory).stream(request, call)
+    assert call.direct is not None
+    call.direct.tokens = 100  # of an earlier try of this call
+    try:
+        for at in range(read):
+            await anext(answer)
+            call.direct.tokens += 0 if at else straight
+    except NodeLost:
+        pass
+    await answer.aclose()
+    assert sum(paid) == used
+    assert meter.running == 0

@@ -138,6 +138,10 @@ def test_an_answer_can_have_a_form() -> None:
     format = asked(text={"format": {"type": "json_schema", "name": "n", "schema": schema}}).response_format
     assert (format.type, json.loads(format.json_schema or "")) == ("json_schema", schema)
     assert asked(text={"format": {"type": "json_object"}}).response_format.type == "json_object"
+    beside = asked(text={"format": {"type": "json_object"}}, tools=[TOOL])
+    assert (beside.response_format.type, len(beside.tools)) == ("json_object", 1)
+    forced = asked(text={"format": {"type": "json_object"}}, tools=[TOOL], tool_choice="required")
+    assert forced.response_format.type == "text", "such an answer is a call"
     assert asked(text={"format": {"type": "text"}, "verbosity": "low"}).response_format.type == "text"
 
 
@@ -159,7 +163,7 @@ USER = {"role": "user", "content": "x"}
         ({"input": ["x"]}, "input.0"),
         ({"input": [{}]}, "input.0.type"),
         ({"input": [USER, {"type": "computer_call"}]}, "input.1.type"),
-        ({"input": [{"type": "item_reference", "id": "x"}]}, "input.0.type"),
+        ({"input": [{"type": "item_reference", "id": "x"}]}, "input.0.id"),
         ({"input": [{"role": "tool", "content": "x"}]}, "input.0.role"),
         ({"input": [{"role": "user"}]}, "input.0.content"),
         ({"input": [{"role": "user", "content": [{"type": "input_file"}]}]}, "input.0.content.0"),
@@ -175,7 +179,6 @@ USER = {"role": "user", "content": "x"}
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tools": [TOOL], "tool_choice": {"type": "function", "name": "sub"}}, "tool_choice"),
         ({"tools": [TOOL], "tool_choice": {"type": "file_search"}}, "tool_choice"),
-        ({"tools": [TOOL], "text": {"format": {"type": "json_object"}}}, "text.format"),
         ({"text": {"format": {"type": "json_schema", "name": "n"}}}, "text.format.schema"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"temperature": 3}, "temperature"),

@@ -78,6 +78,38 @@ async def test_only_results_of_tools_need_to_be_sent(rig: Rig) -> None:
     assert (turns[1].reasoning, turns[1].tool_calls[0].id, turns[2].tool_call_id) == ("Hm.", "c1", "c1")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_items_of_an_earlier_answer_can_be_referred_to(rig: Rig, stream: bool) -> None:
+    scripted, memory, client, _ = rig
+    call = delta("I look.", reasoning="Hm.", tool_calls=(ToolCallPiece(index=0, id="c1", name="now", arguments="{}"),))
+    scripted.script = lambda request: [call, end("tool_calls")]
+    asked: Any = {"model": "m", "input": "The time?"}
+    if stream:
+        async with client.responses.stream(**asked) as events:
+            first = await events.get_final_response()
+    else:
+        first = await client.responses.create(**asked)
+    assert [item.type for item in first.output] == ["reasoning", "message", "function_call"]
+    scripted.script = answer
+    references: list[Any] = [{"type": "item_reference", "id": item.id} for item in first.output]
+    turns: list[Any] = [{"role": "user", "content": "The time?"}, *references, {"id": first.output[1].id}]
+    turns.append({"type": "function_call_output", "call_id": "c1", "output": "12:00"})
+    second = await client.responses.create(model="m", input=turns)
+    assert said(scripted.begun[1]) == [("user", "The time?"), ("assistant", "I look.\nI look."), ("tool", "12:00")]
+    assert (scripted.begun[1].messages[1].reasoning, scripted.begun[1].messages[1].tool_calls[0].id) == ("Hm.", "c1")
+    listed = [item async for item in client.responses.input_items.list(second.id, order="asc")]
+    assert [item.type for item in listed] == [
+        *("message", "reasoning", "message", "function_call", "message", "function_call_output")
+    ]
+    await client.responses.delete(first.id)
+    await client.responses.create(model="m", input="more", previous_response_id=second.id)
+    for bad in (first.output[0].id, "msg_1", "x" * 300, f"msg_{first.id[5:]}0009", ""):
+        with pytest.raises(openai.NotFoundError) as caught:
+            await client.responses.create(model="m", input=[turns[0], {"type": "item_reference", "id": bad}])
+        assert caught.value.param == "input.1.id"
+    assert len(memory.kept) == 2
+
+
 async def test_a_stored_answer_can_be_seen_and_deleted(rig: Rig) -> None:
     _, memory, client, http = rig
     made = await client.responses.create(model="m", input="one", metadata={"a": "b"})
@@ -172,6 +204,14 @@ async def test_another_key_does_not_see_it(rig: Rig) -> None:
     for path in (f"/v1/responses/{made.id}", f"/v1/responses/{made.id}/input_items"):
         assert (await http.get(path)).status_code == 404
     assert (await client.responses.retrieve(made.id)).id == made.id
+
+
+async def test_another_key_can_not_refer_to_its_items(rig: Rig) -> None:
+    _, _, client, _ = rig
+    first = await client.responses.create(model="m", input="secret")
+    asked: Any = {"model": "m", "input": [{"type": "item_reference", "id": first.output[0].id}]}
+    with pytest.raises(openai.NotFoundError):
+        await client.with_options(api_key="other").responses.create(**asked)
 
 
 async def test_what_is_only_for_answers_in_the_background_is_refused(rig: Rig) -> None:

@@ -106,7 +106,7 @@ def test_a_long_body_goes_on_as_it_came(data: bytes) -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        body('[{"role": "user", "content": [{"type": "text", "text": "' + FILL + '"}]}]'),
+        body('[{"role": "user", "content": [{"type": "txt", "text": "' + FILL + '"}]}]'),
         body(raw(FILL + '", "name": "me')),
         body(one(LONG, "nobody")),
         body(one(LONG), '"messages": [], ' + MODEL + ", "),

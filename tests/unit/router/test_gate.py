@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from llmlb.bus.errors import QueueFull
+from llmlb.bus.errors import QueueFull, Unauthenticated
 from llmlb.bus.messages.models import ModelInfo
 from llmlb.bus.messages.nodes import Heartbeat, LoadedModel
 from llmlb.router.breaker import Breakers
@@ -173,3 +173,18 @@ async def test_who_is_refused_is_told_when_half_of_the_line_is_through() -> None
     with pytest.raises(QueueFull) as refused:
         rig.gate.join(OWN, "k", ASK)
     assert refused.value.retry_after_s == 45
+
+
+async def test_those_of_a_revoked_key_wait_no_more_and_the_next_one_goes() -> None:
+    rig = Rig()
+    rig.heard()
+    place = rig.place()
+    revoked = [rig.gate.join(OWN, "revoked", ASK) for _ in range(2)]
+    other = rig.gate.join(OWN, "other", ASK)
+    rig.gate.end_of("revoked", lambda: Unauthenticated("revoked"))
+    for ticket in revoked:
+        with pytest.raises(Unauthenticated):
+            await ticket.turn
+        rig.gate.leave(ticket)
+    assert rig.gate.waiting(OWN) == 1
+    assert await rig.served_until(other, [], place) == 0

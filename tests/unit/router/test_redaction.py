@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import secrets
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmlb.router import redaction
 from llmlb.router.identity import signed
 from llmlb.router.identity.book import new_code
 from llmlb.router.redaction import BODY_MAX, kept_body, kept_text
@@ -171,3 +173,36 @@ def test_any_password_is_cut_out_and_the_rest_can_still_be_read(password: str) -
     for ascii_only in (True, False):
         body = json.dumps({"password": password, "other": 1}, ensure_ascii=ascii_only).encode(errors="replace")
         assert json.loads(kept_body(body)) == {"password": "(cut)", "other": 1}
+
+
+class Counted:
+    """A pattern, and over how many bytes it was asked to go."""
+
+    def __init__(self, pattern: re.Pattern[bytes]) -> None:
+        self._pattern = pattern
+        self.looks = 0
+
+    def match(self, data: bytes, at: int) -> re.Match[bytes] | None:
+        self.looks += 1
+        return self._pattern.match(data, at)
+
+
+@pytest.mark.parametrize("word", ["eyJ", "xeyJ", "eyJeyJeyJeyJ-", "xsk_", "_sk-", "xinvite-"])
+@pytest.mark.parametrize("begins", ["", "x"])
+def test_a_long_word_of_many_beginnings_is_gone_through_once(
+    word: str, begins: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each beginning looks to the end of the word: 64 KiB of them held a gateway for two seconds."""
+    patterns = {name: Counted(getattr(redaction, name)) for name in ("_JWT", "_KEY_REST")}
+    for name, pattern in patterns.items():
+        monkeypatch.setattr(redaction, name, pattern)
+    text = begins + word * 5000
+    for kept in (kept_text(text), kept_body(f'{{"a": "{text}"}}'.encode())):
+        assert "(cut)" not in kept
+    assert sum(pattern.looks for pattern in patterns.values()) <= 4
+
+
+def test_a_token_behind_a_word_that_is_none_is_cut_out() -> None:
+    token = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.c2lnbmF0dXJlMTIz"
+    assert kept_text(f"eyJeyJeyJeyJ {token}") == "eyJeyJeyJeyJ (cut)"
+    assert kept_text(f"JJey eyJ. xeyJ {token}") == "JJey eyJ. xeyJ (cut)"
