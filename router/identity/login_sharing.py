@@ -25,7 +25,7 @@ log = logging.getLogger("llmlb.router.identity")
 
 WAITING_MAX = 1000
 """Messages that wait for the bus; the oldest ones go."""
-SETTLE_S = 1.0
+SETTLE_S = 3.0
 """Once the bus is back, others may still be on their way back to it."""
 
 
