@@ -11,15 +11,13 @@ from collections.abc import AsyncGenerator, Sequence
 
 from llmlb.bus.errors import LlmlbError, RateLimited, Unauthenticated
 from llmlb.bus.messages.infer import Delta, Embedded, End, InferRequest, Progress
+from llmlb.router.affinity import estimate_tokens
 from llmlb.router.call import Call
 from llmlb.router.gateway.ports import Inference
 from llmlb.router.identity.directory import Directory
 from llmlb.router.identity.limits import Meter
 
 Event = Progress | Delta | Embedded | End
-
-CHARACTERS_A_TOKEN = 4
-"""Of a prompt whose tokens no node has told. Source: OpenAI's help, "What are tokens and how to count them?"."""
 
 
 class _Tally:
@@ -63,8 +61,8 @@ def _texts(request: InferRequest) -> list[str]:
 
 
 def _about(inputs: Sequence[str | tuple[int, ...]]) -> int:
-    """How many tokens texts have, about."""
-    return sum(-(-len(one) // CHARACTERS_A_TOKEN) if isinstance(one, str) else len(one) for one in inputs)
+    """How many tokens texts have, about: for a prompt whose tokens no node has told."""
+    return sum(estimate_tokens(len(one)) if isinstance(one, str) else len(one) for one in inputs)
 
 
 class Metered:

@@ -5,27 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncIterator
 
 import pytest
 
 from llmlb.bus.messages.infer import Accepted, ChatMessage, Delta, InferRequest
 from llmlb.router.call import Call, Direct
 from llmlb.router.gateway.metered import Metered
-from tests.conftest import MakeBus
 from tests.contract.test_dispatch import Rig, ScriptedNode
 from tests.unit.gateway.auth_rig import Known
 
 PIECES = 6
-
-
-@pytest.fixture
-async def rig(make_bus: MakeBus) -> AsyncIterator[Rig]:
-    it = Rig(make_bus)
-    await it.start(stall_timeout_s=30)
-    yield it
-    await it.dispatcher.close()
-    await it.fleet.close()
 
 
 async def without_end(node: ScriptedNode, request: InferRequest, to: str) -> None:

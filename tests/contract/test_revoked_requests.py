@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncIterator
 
 import pytest
 
@@ -14,20 +13,10 @@ from llmlb.bus.errors import Unauthenticated
 from llmlb.bus.messages.infer import Accepted, ChatMessage, Delta, InferRequest, Progress
 from llmlb.router.call import Call, Direct
 from llmlb.router.gateway.metered import Metered
-from tests.conftest import MakeBus
 from tests.contract.test_dispatch import Rig, ScriptedNode
 from tests.unit.gateway.auth_rig import ADMIN, VIEWER, Known
 
 PATIENCE_S = 10
-
-
-@pytest.fixture
-async def rig(make_bus: MakeBus) -> AsyncIterator[Rig]:
-    it = Rig(make_bus)
-    await it.start(stall_timeout_s=30)
-    yield it
-    await it.dispatcher.close()
-    await it.fleet.close()
 
 
 async def endless(node: ScriptedNode, request: InferRequest, to: str) -> None:

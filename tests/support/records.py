@@ -9,6 +9,7 @@ from llmlb.bus import codec
 from llmlb.bus.messages.infer import Usage
 from llmlb.bus.messages.requests import RequestAttempt, RequestRecord
 from llmlb.bus.stream_reader import StoredMessage
+from llmlb.router.store import Position, RequestStore
 
 NODE = "0123456789abcdef" * 2
 _numbers = itertools.count(1)
@@ -45,3 +46,9 @@ def stored(*records: RequestRecord | bytes, first: int = 1, at: float = 1_800_00
         StoredMessage(first + number, at, one if isinstance(one, bytes) else codec.encode(one))
         for number, one in enumerate(records)
     ]
+
+
+def put(store: RequestStore, *records: Any, first: int = 1, at: float = 1_800_000_100.0) -> int:
+    """Write them as one batch; how many rows that made."""
+    batch = stored(*records, first=first, at=at)
+    return store.write(batch, Position("s", batch[-1].sequence)).rows

@@ -57,11 +57,12 @@ def test_what_was_asked_is_in_the_history_and_in_the_metrics(served: tuple[Clust
         assert found["answer"]
         assert [attempt["tokens"] for attempt in found["tried"]] == [tokens]
         assert 0 < found["first_token_ms"] <= found["total_ms"]
-    assert metric(process.url, "llmlb_history_up") == 1
+    # The child says it half a second after the rows are there, as it does the last hour's count.
+    wait_until(lambda: metric(process.url, "llmlb_history_up") == 1, 10, "the history is up")
     assert metric(process.url, "llmlb_node_up") == 1
     assert metric(process.url, "llmlb_bus_connected") == 1
 
-    def counted() -> bool:  # the child says it half a second after the rows are there
+    def counted() -> bool:
         return bool(httpx.get(f"{process.url}/v0/status", timeout=10).json()["requests_last_hour"] >= 2)
 
     wait_until(counted, 10, "the last hour has them")

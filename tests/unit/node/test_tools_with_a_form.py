@@ -10,12 +10,13 @@ import pytest
 
 from llmlb.bus.messages.infer import InferRequest, ResponseFormat, Tool
 from llmlb.node.engine.grammars import grammar_for
-from llmlb.node.engine.llama_grammar import GrammarMask, schema_grammar
+from llmlb.node.engine.llama_grammar import schema_grammar
 from llmlb.node.engine.llama_model import Model
 from llmlb.node.engine.prompts import RenderedPrompt
 from llmlb.node.engine.tool_reader import ToolReader
 from llmlb.node.engine.tools import FUNCTIONARY, HARMONY, HERMES, LLAMA3, MISTRAL, ToolFormat, enforced
 from llmlb.node.store.bundled import bundled_path
+from tests.unit.node.test_grammars import admits
 
 NODE = {
     "type": "object",
@@ -59,18 +60,6 @@ def grammar(format: ToolFormat, form: ResponseFormat, choice: Any = "auto", tool
     made = grammar_for(request, RenderedPrompt(("x",), None, tools, format), schema_grammar)
     assert made is not None
     return made
-
-
-def admits(model: Model, grammar: str, text: str) -> bool:
-    mask = GrammarMask(model, grammar)
-    try:
-        for token in model.tokenize(text, add_special=False):
-            if not mask.allows(token):
-                return False
-            mask.accept(token)
-        return mask.allows(next(token for token in range(model.vocabulary) if model.ends(token)))
-    finally:
-        mask.close()
 
 
 @pytest.mark.parametrize("format", FORMATS, ids=[format.name for format in FORMATS])

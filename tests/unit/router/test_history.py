@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +18,9 @@ from llmlb.router.gateway.requests import PARAMETERS, parse_filter
 from llmlb.router.history_query import RequestFilter, find, get
 from llmlb.router.hour import HourCount
 from llmlb.router.store import Position, RequestStore, damaged, set_aside
-from tests.support.records import NODE, record, stored
+from tests.support.records import NODE, put, record, stored
 
 OTHER_NODE = "f" * 32
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "home" / "router.db"
-
-
-@pytest.fixture
-def store(path: Path) -> Iterator[RequestStore]:
-    store = RequestStore(path)
-    yield store
-    store.close()
-
-
-def put(store: RequestStore, *records: Any, first: int = 1, at: float = 1_800_000_100.0) -> int:
-    batch = stored(*records, first=first, at=at)
-    return store.write(batch, Position("s", batch[-1].sequence)).rows
 
 
 def ids(database: Path, **wanted: Any) -> list[str]:

@@ -5,33 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import orjson
-import pytest
 
 from llmlb.router.history_query import get
-from llmlb.router.store import CACHE_BYTES, CHECKPOINT_BYTES, PAGE_BYTES, Position, RequestStore, plain_values
-from tests.support.records import NODE, record, stored
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "home" / "router.db"
-
-
-@pytest.fixture
-def store(path: Path) -> Iterator[RequestStore]:
-    store = RequestStore(path)
-    yield store
-    store.close()
-
-
-def put(store: RequestStore, *records: Any, first: int = 1, at: float = 1_800_000_100.0) -> None:
-    batch = stored(*records, first=first, at=at)
-    store.write(batch, Position("s", batch[-1].sequence))
+from llmlb.router.store import CACHE_BYTES, CHECKPOINT_BYTES, PAGE_BYTES, RequestStore, plain_values
+from tests.support.records import NODE, put, record
 
 
 def pragma(store: RequestStore, name: str) -> int:
