@@ -85,11 +85,22 @@ def as_it_was() -> Iterator[None]:
             _set_modes(before)
 
 
+LEAVE_S = 3.0
+"""So long a session may take to end in order. Seen once: the prompt's library waited for ever for a task of its own,
+on a terminal that was gone, and the process stayed."""
+
+
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """A terminal that goes away and a kill end the session in order, with the terminal as it was."""
+    """A terminal that goes away and a kill end the session in order, with the terminal as it was, or at once later."""
+
+    leaving = False
 
     def leave(number: int, _frame: FrameType | None) -> NoReturn:
+        nonlocal leaving
+        leaving = True
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, LEAVE_S)
         raise SystemExit(128 + number)
 
     numbers = (signal.SIGTERM, signal.SIGHUP)
@@ -97,6 +108,8 @@ def ended_by_signals() -> Iterator[None]:
     try:
         yield
     finally:
+        if leaving:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
 
