@@ -24,8 +24,8 @@ from llmlb.bus.fast_parser import FastParser
 
 log = logging.getLogger("llmlb.bus.lasting_client")
 
-WRITE_MOST = 65536
-"""Bytes. More at once are the flusher's, which then waits until the system has taken most of them."""
+WRITE_MOST = 1024 * 1024
+"""Bytes: some long prompts. More at once is the flusher's, which then waits until the system has taken most of it."""
 
 
 class LastingClient(Client):
