@@ -18,6 +18,7 @@ from sanic.response import HTTPResponse, raw
 
 from llmlb.bus.errors import InvalidRequest, ModelUnknown
 from llmlb.bus.messages.router import ClusterModel
+from llmlb.router.gateway.query_schema import page_limit
 
 routes = Blueprint("openai_models")
 
@@ -72,7 +73,7 @@ async def list_models(request: Request) -> HTTPResponse:
 def _page(request: Request, models: Sequence[ClusterModel]) -> dict[str, Any]:
     """A page of Anthropic's list. Raises InvalidRequest."""
     names = [model.name for model in models]
-    limit = _limit(request.args.get("limit"))
+    limit = page_limit(request.args.get("limit"), PAGE_MAX, PAGE_MAX)
     after, before = request.args.get("after_id"), request.args.get("before_id")
     first, end = 0, len(names)
     for param, name in (("after_id", after), ("before_id", before)):
@@ -87,14 +88,6 @@ def _page(request: Request, models: Sequence[ClusterModel]) -> dict[str, Any]:
     more = first > 0 if before is not None else first + limit < end
     ends = {"first_id": page[0].name if page else None, "last_id": page[-1].name if page else None}
     return {"data": [_anthropic_body(model, model.name) for model in page], **ends, "has_more": more}
-
-
-def _limit(given: str | None) -> int:
-    if given is None:
-        return PAGE_MAX
-    if not (given.isascii() and given.isdecimal()) or not 1 <= int(given[:9]) <= PAGE_MAX:
-        raise InvalidRequest(f"limit: must be 1 to {PAGE_MAX}", param="limit")
-    return int(given)
 
 
 @routes.get("/v1/models/<model:path>")

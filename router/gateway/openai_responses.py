@@ -28,6 +28,7 @@ from llmlb.router.gateway.openai_responses_stored import Stored, as_bytes
 from llmlb.router.gateway.openai_responses_stream import ResponseShape
 from llmlb.router.gateway.openai_schema import parse
 from llmlb.router.gateway.ports import Gateway
+from llmlb.router.gateway.query_schema import page_limit
 
 routes = Blueprint("openai_responses")
 
@@ -153,15 +154,7 @@ async def input_items(request: Request, response_id: str) -> HTTPResponse:
         if not places:
             raise InvalidRequest("after: no item of this response", param="after")
         items = items[places[0] + 1 :]
-    limit = _limit(request.args.get("limit"))
+    limit = page_limit(request.args.get("limit"), PAGE, PAGE_MAX)
     page = items[:limit]
     ends = {"first_id": page[0]["id"] if page else None, "last_id": page[-1]["id"] if page else None}
     return _json({"object": "list", "data": page, **ends, "has_more": len(items) > limit})
-
-
-def _limit(given: str | None) -> int:
-    if given is None:
-        return PAGE
-    if not (given.isascii() and given.isdecimal()) or not 1 <= int(given[:9]) <= PAGE_MAX:
-        raise InvalidRequest(f"limit: must be 1 to {PAGE_MAX}", param="limit")
-    return int(given)

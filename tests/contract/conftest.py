@@ -9,10 +9,10 @@ import pytest
 from tests.conftest import MakeBus
 from tests.contract.test_dispatch import Rig
 from tests.support.history_rig import bus, server
-from tests.support.loops import own_server, run
+from tests.support.loops import run
 from tests.support.model_rig import bus_server, hub, node, router, url
 
-__all__ = ["bus", "bus_server", "hub", "node", "own_server", "rig", "router", "run", "server", "url"]
+__all__ = ["bus", "bus_server", "hub", "node", "rig", "router", "run", "server", "url"]
 
 
 @pytest.fixture

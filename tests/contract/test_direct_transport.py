@@ -111,18 +111,18 @@ def test_the_same_holds_with_tls(run: Run, tls_url: str, tmp_path: Path, caplog:
     assert not [record for record in caplog.records if "bus_disconnected" not in record.message]
 
 
-def test_after_a_reconnection_the_short_ways_are_there_again(run: Run, own_server: NatsServer, tmp_path: Path) -> None:
+def test_after_a_reconnection_the_short_ways_are_there_again(run: Run, server: NatsServer, tmp_path: Path) -> None:
     async def main() -> None:
         heard: asyncio.Queue[bytes] = asyncio.Queue()
-        async with connected(own_server.url, tmp_path) as bus:
+        async with connected(server.url, tmp_path) as bus:
             await bus.subscribe_straight("direct.back", lambda _, data, headers: heard.put_nowait(data))
             taken = count_reads(bus)
             for round_ in range(3):
-                own_server.kill()
+                server.kill()
                 while bus.connected:
                     await asyncio.sleep(0.01)
                 assert not bus.publish_now("direct.back", b"x")
-                own_server.start()
+                server.start()
                 await bus.wait_up()
                 taken.clear()
                 assert bus.publish_now("direct.back", b"%d" % round_)

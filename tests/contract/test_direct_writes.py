@@ -36,20 +36,20 @@ def test_all_that_is_published_in_one_step_is_written_once(run: Run, nats_url: s
 
 
 def test_what_a_bus_that_hangs_does_not_take_waits_within_the_limit_and_is_sent_when_it_goes_on(
-    run: Run, own_server: NatsServer, tmp_path: Path
+    run: Run, server: NatsServer, tmp_path: Path
 ) -> None:
     async def main() -> None:
         heard: list[int] = []
-        async with connected(own_server.url, tmp_path) as bus:
+        async with connected(server.url, tmp_path) as bus:
             await bus.subscribe_straight("direct.hang", lambda _, data, headers: heard.append(int(data[:9])))
             await bus.client.flush()
-            assert own_server.process is not None
-            os.kill(own_server.process.pid, signal.SIGSTOP)
+            assert server.process is not None
+            os.kill(server.process.pid, signal.SIGSTOP)
             sent = await until_full(bus, "direct.hang")
             transport = bus.client._direct._io_writer.transport  # type: ignore[union-attr]
             assert 0 < bus.client.pending_data_size <= bus.client._max_pending_size
             assert 0 < transport.get_write_buffer_size() <= bus.client._max_pending_size + (1 << 20)
-            os.kill(own_server.process.pid, signal.SIGCONT)
+            os.kill(server.process.pid, signal.SIGCONT)
             while len(heard) < sent:
                 await asyncio.sleep(0.01)
             assert heard == list(range(sent))
@@ -58,22 +58,22 @@ def test_what_a_bus_that_hangs_does_not_take_waits_within_the_limit_and_is_sent_
 
 
 def test_what_a_bus_that_hangs_and_dies_did_not_take_is_sent_to_the_next(
-    run: Run, own_server: NatsServer, tmp_path: Path
+    run: Run, server: NatsServer, tmp_path: Path
 ) -> None:
     async def main() -> None:
         heard: list[int] = []
-        async with connected(own_server.url, tmp_path) as bus:
+        async with connected(server.url, tmp_path) as bus:
             await bus.subscribe_straight("direct.die", lambda _, data, headers: heard.append(int(data[:9])))
             await bus.client.flush()
-            assert own_server.process is not None
-            os.kill(own_server.process.pid, signal.SIGSTOP)
+            assert server.process is not None
+            os.kill(server.process.pid, signal.SIGSTOP)
             sent = await until_full(bus, "direct.die")
             pending = bus.client.pending_data_size
-            own_server.kill()
+            server.kill()
             while bus.connected:
                 await asyncio.sleep(0.01)
             heard.clear()  # what it passed on before it hung
-            own_server.start()
+            server.start()
             await bus.wait_up()
             while not heard or heard[-1] != sent - 1:
                 await asyncio.sleep(0.01)

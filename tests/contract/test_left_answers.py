@@ -26,14 +26,9 @@ async def without_end(node: ScriptedNode, request: InferRequest, to: str) -> Non
 @pytest.mark.parametrize("straight", [True, False])
 async def test_who_hangs_up_pays_for_what_came(rig: Rig, straight: bool) -> None:
     directory = Known()
-    key = directory.key(directory.put_key("inference", tokens_per_minute=1000))
-    assert key is not None
-    meter = directory.meter(key.key_id)
-    assert meter is not None
-    paid: list[int] = []
-    meter.used = lambda tokens, now: paid.append(tokens)  # type: ignore[method-assign]
+    key_id, _, paid = directory.paying_key(tokens_per_minute=1000)
     await rig.node(without_end)
-    call, all_came, came = Call(key=key.key_id, direct=Direct()), asyncio.Event(), 0
+    call, all_came, came = Call(key=key_id, direct=Direct()), asyncio.Event(), 0
 
     def piece(delta: Delta) -> bool:
         nonlocal came

@@ -13,7 +13,6 @@ import uvloop
 
 from llmlb.bus.connection import Bus
 from llmlb.bus.settings import Settings
-from tests.support.natsd import NatsServer
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 
@@ -28,14 +27,6 @@ def run(request: pytest.FixtureRequest) -> Iterator[Run]:
 
     with asyncio.Runner(loop_factory=request.param) as runner:
         yield lambda main: runner.run(limited(main))
-
-
-@pytest.fixture
-def own_server(tmp_path: Path) -> Iterator[NatsServer]:
-    """One of the test's own."""
-    started = NatsServer(tmp_path / "nats").start()
-    yield started
-    started.stop()
 
 
 @contextlib.asynccontextmanager

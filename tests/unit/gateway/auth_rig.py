@@ -25,6 +25,7 @@ from llmlb.router.gateway.ports import Gateway
 from llmlb.router.identity import signed
 from llmlb.router.identity.book import digest_of
 from llmlb.router.identity.directory import Directory
+from llmlb.router.identity.limits import Meter
 from llmlb.router.identity.office import IDLE_S, Office
 from tests.unit.gateway.scripted import Scripted, delta, end
 
@@ -66,6 +67,16 @@ class Known(Directory):
         )
         self.put(subjects.api_key_key(key.key_id), key)
         return text
+
+    def paying_key(self, **limits: int) -> tuple[str, Meter, list[int]]:
+        """Id of a new key with limits, its meter, and the tokens it is charged, one entry a time."""
+        key = self.key(self.put_key("inference", **limits))
+        assert key is not None
+        meter = self.meter(key.key_id)
+        assert meter is not None
+        paid: list[int] = []
+        meter.used = lambda tokens, now: paid.append(tokens)  # type: ignore[method-assign]
+        return key.key_id, meter, paid
 
     def put_session(self, user: User, *, left_s: float = IDLE_S) -> dict[str, str]:
         """The headers of a session."""

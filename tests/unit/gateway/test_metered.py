@@ -16,16 +16,11 @@ from tests.unit.gateway.scripted import Scripted, Step, delta, end
 
 async def test_what_only_counts_is_not_metered() -> None:
     directory = Known()
-    key = directory.key(directory.put_key("inference", tokens_per_minute=1000))
-    assert key is not None
-    meter = directory.meter(key.key_id)
-    assert meter is not None
-    used: list[int] = []
-    meter.used = lambda tokens, now: used.append(tokens)  # type: ignore[method-assign]
+    key_id, _, used = directory.paying_key(tokens_per_minute=1000)
     inference = Metered(Scripted(lambda request: [delta("hi"), end(prompt=30, completion=5)]), directory)
     for count_only in (True, False):
         request = InferRequest(request_id="r", model="m", kind="chat", count_only=count_only)
-        assert [event async for event in inference.stream(request, Call(key=key.key_id))]
+        assert [event async for event in inference.stream(request, Call(key=key_id))]
     assert used == [35]
 
 
@@ -82,15 +77,10 @@ async def test_who_leaves_before_the_end_pays_for_what_came(
 ) -> None:
     """Else a key reads all but the end of each answer, hangs up, and has as many tokens as it likes."""
     directory = Known()
-    key = directory.key(directory.put_key("inference", tokens_per_minute=1000))
-    assert key is not None
-    meter = directory.meter(key.key_id)
-    assert meter is not None
-    paid: list[int] = []
-    meter.used = lambda tokens, now: paid.append(tokens)  # type: ignore[method-assign]
+    key_id, meter, paid = directory.paying_key(tokens_per_minute=1000)
     message = ChatMessage(role="user", content="x" * 17)
     request = InferRequest(request_id="r", model="m", kind="chat", messages=(message,), inputs=("", "y" * 12))
-    call = Call(key=key.key_id, direct=Direct())
+    call = Call(key=key_id, direct=Direct())
     answer = Metered(Scripted(lambda _: steps), directory).stream(request, call)
     assert call.direct is not None
     call.direct.tokens = 100  # of an earlier try of this call
