@@ -67,7 +67,7 @@ def encode_any(message: Message) -> bytes:
 def encode_request(request: InferRequest) -> Pieces:
     """As :func:`encode_any`, of a request: JSON that its messages came with goes on as it is."""
     messages = request.messages
-    if type(messages) is not WrittenMessages:
+    if not isinstance(messages, WrittenMessages):
         return (encode_any(request),)
     return encode_around(request, "messages", messages.json)
 

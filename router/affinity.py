@@ -55,6 +55,10 @@ class Cuts:
         self._found: list[tuple[int, int]] = []
         self._more = _walk(model, parts)
 
+    def finish(self) -> None:
+        """Compute all that are left; the texts are not needed any more."""
+        self._found += self._more
+
     def __iter__(self) -> Iterator[tuple[int, int]]:
         """From the beginning of the prompt. One at a time may go over it."""
         yield from self._found

@@ -222,6 +222,7 @@ class Dispatcher:
         """
         model = journey.request.model
         ticket = self.gate.join(model, journey.call.key, self._asking.ask(journey))
+        journey.forget_texts()
         self.metrics.waiting(model, 1)
         place: Place | None = None
         try:
@@ -345,6 +346,7 @@ class Dispatcher:
         journey.attempts.append(attempt)
         reply = self._replies.subject(attempt.stream)
         await self._bulk.publish(_subject(attempt.node_id), sent, reply=reply)
+        journey.forget_texts()
         attempt.inbox.heard_at = time.monotonic()  # a large one takes its time
 
     def _take(self, journey: Journey, attempt: _Attempt, event: Reply) -> Event | None:

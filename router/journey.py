@@ -8,7 +8,7 @@ from typing import Literal
 
 from llmlb.bus.errors import EngineCrashed, LlmlbError
 from llmlb.bus.messages.base import changed
-from llmlb.bus.messages.infer import Delta, Embedded, End, InferRequest
+from llmlb.bus.messages.infer import Delta, Embedded, End, InferRequest, WrittenMessages
 from llmlb.router.affinity import Cuts
 from llmlb.router.call import Call
 from llmlb.router.placement import Placement
@@ -152,9 +152,20 @@ class Journey:
     def characters(self) -> int:
         """Length of the prompt."""
         if self._characters is None:
-            request = self.request
-            self._characters = len(request.prompt or "") + sum([len(message.content) for message in request.messages])
+            request, messages = self.request, self.request.messages
+            if isinstance(messages, WrittenMessages):
+                self._characters = messages.characters
+            else:
+                self._characters = len(request.prompt or "") + sum([len(message.content) for message in messages])
         return self._characters
+
+    def forget_texts(self) -> None:
+        """The request was placed: what is asked of its texts from now on is known, or they are read again."""
+        messages = self.request.messages
+        if isinstance(messages, WrittenMessages):
+            if self._cuts is not None:
+                self._cuts.finish()
+            messages.forget()
 
     def record(self) -> Record:
         """How it went."""

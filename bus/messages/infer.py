@@ -6,10 +6,10 @@ all of them; a gap, or silence longer than the stall limit, is a failure and nev
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Annotated, Literal
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Literal, overload
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, TypeAdapter, field_serializer
 
 from llmlb.bus.messages.base import Message, Part
 from llmlb.bus.messages.errors import WireError
@@ -45,22 +45,54 @@ class ChatMessage(Part):
     name: str | None = Field(default=None, description="who speaks: a tool's name, or a participant's")
 
 
-class WrittenMessages(tuple[ChatMessage, ...]):
-    """The messages of a request beside the JSON they were read from, which goes on the bus as it is.
+class WrittenMessages(Sequence[ChatMessage]):
+    """The messages of a request as the JSON they were read from, which goes on the bus as it is.
 
-    Writing a long text as JSON once more costs more than all the rest of its message does. Whoever changes a message
-    makes a plain tuple of it.
+    Writing a long text as JSON once more costs more than all the rest of its message does. The texts themselves are
+    dropped by :meth:`forget` once the request is on its way: mostly nobody asks for them again, and what waits for an
+    answer is then there once. Whoever changes a message makes a tuple of them, as does whoever sends them by pydantic.
     """
 
-    json: memoryview
-    """A JSON array, of which a reader of messages makes the same."""
+    __slots__ = ("_read", "characters", "json")
 
-    @classmethod
-    def of(cls, messages: Iterable[ChatMessage], json: memoryview) -> WrittenMessages:
-        """``json`` was read, and is what ``messages`` were made of."""
-        written = cls(messages)
-        written.json = json
-        return written
+    def __init__(self, messages: tuple[ChatMessage, ...], json: memoryview) -> None:
+        """``json``: an array, which was read, and is what ``messages`` were made of."""
+        self._read: tuple[ChatMessage, ...] | None = messages
+        self.json = json
+        self.characters = sum([len(message.content) for message in messages])
+        """Of all texts."""
+
+    def forget(self) -> None:
+        """Whoever wants a message from now on has them read again."""
+        self._read = None
+
+    @property
+    def _all(self) -> tuple[ChatMessage, ...]:
+        if self._read is None:
+            self._read = _MESSAGES.validate_json(bytes(self.json))
+        return self._read
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    @overload
+    def __getitem__(self, at: int) -> ChatMessage: ...
+    @overload
+    def __getitem__(self, at: slice) -> tuple[ChatMessage, ...]: ...
+    def __getitem__(self, at: int | slice) -> ChatMessage | tuple[ChatMessage, ...]:
+        return self._all[at]
+
+    def __iter__(self) -> Iterator[ChatMessage]:
+        return iter(self._all)
+
+    def __eq__(self, other: object) -> bool:
+        return self._all == tuple(other) if isinstance(other, tuple | WrittenMessages) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._all)
+
+
+_MESSAGES = TypeAdapter(tuple[ChatMessage, ...])
 
 
 class Tool(Part):
@@ -139,6 +171,10 @@ class InferRequest(Message):
         description="only count the tokens of the prompt, also of one that is too long: an end at once, no slot. "
         "A node that does not know this answers, so max_tokens is to be 1",
     )
+
+    @field_serializer("messages", mode="wrap")
+    def _any_messages(self, messages: Sequence[ChatMessage], write: SerializerFunctionWrapHandler) -> Any:
+        return write(tuple(messages))  # WrittenMessages too: pydantic knows nothing of them
 
 
 class BulkInferRequest(Message):

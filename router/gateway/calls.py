@@ -43,7 +43,7 @@ def call_of(
 ) -> Call:
     """``asked``: the first request that was made of it."""
     headers = request.headers
-    kept = kept_body if asked is None or type(asked.messages) is not WrittenMessages else kept_json
+    kept = kept_body if asked is None or not isinstance(asked.messages, WrittenMessages) else kept_json
     given: str | None = headers.get("x-request-id")
     return Call(
         key=key_of(request),

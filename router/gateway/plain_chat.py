@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
@@ -35,6 +36,9 @@ _NEAR = 512
 _SPACE = b" \t\r\n"
 _BEGIN = re.compile(rb'\[\s*\{\s*"(?:role"\s*:\s*"[a-z]*"\s*,\s*"content|content)"\s*:\s*["\[]')
 """How messages mostly begin: the schema need not read again what was read here in vain."""
+_COMMA = re.compile(rb"[ \t\r\n]*,")
+_BRACKETS_MOST, _BRACES_MOST = 32, 64
+"""In a text with more of them a copy costs less than to look at each. A record's JSON may be 200 deep."""
 _ROLES = ("user", "assistant", "system", "developer", "tool")
 _TOKENS_END = 2**31
 _SEED_END = 2**63
@@ -45,13 +49,14 @@ def plain_chat(body: bytes, request_id: str, seed: int) -> tuple[InferRequest, b
 
     ``seed``: where the client gave none. Never raises.
     """
-    json: memoryview | None = None
+    span: tuple[int, int] | None = None
+    rest = body
     if len(body) > SHORT_MAX:
-        if len(body) > PLAIN_MAX or (apart := _apart(body)) is None:
+        if len(body) > PLAIN_MAX or (span := _span(body)) is None:
             return None
-        json, body = apart
+        rest = body[: span[0]] + b"[]" + body[span[1] :]
     try:
-        given = orjson.loads(body)
+        given = orjson.loads(rest)
     except orjson.JSONDecodeError:
         return None
     if type(given) is not dict or not given.keys() <= _FIELDS:
@@ -60,7 +65,7 @@ def plain_chat(body: bytes, request_id: str, seed: int) -> tuple[InferRequest, b
     if type(model) is not str or not 0 < len(model) <= MAX_MODEL_NAME or not (stream is None or type(stream) is bool):
         return None
     asked, sampling = given.get("messages"), _sampling(given, seed)
-    messages = _messages(asked) if json is None else _written(asked, json)
+    messages = _messages(asked) if span is None else _written(asked, body, *span)
     if not messages or sampling is None:
         return None
     fields = {
@@ -76,39 +81,63 @@ def plain_chat(body: bytes, request_id: str, seed: int) -> tuple[InferRequest, b
     return made(InferRequest, fields), stream is True
 
 
-def _apart(body: bytes) -> tuple[memoryview, bytes] | None:
-    """The messages of a body, and the body with an empty list in their place. None: they are not where they mostly are.
+def _span(body: bytes) -> tuple[int, int] | None:
+    """Where the messages of a body begin and end. None: they are not where they mostly are.
 
-    If the second is JSON, has no fields but ours, and an empty list of messages, then the body is JSON exactly where
-    the first is, and has these messages: the name before them stands where a name can stand, since no text with a
-    quotation mark in it is one of our fields, and no later field of the same name is a list, since what is behind the
-    last bracket has none.
+    If the body with an empty list in their place is JSON, has no fields but ours, and an empty list of messages, then
+    it is JSON exactly where what stands there is, and has these messages: the name before them stands where a name can
+    stand, since no text with a quotation mark in it is one of our fields, and no later field of the same name is a
+    list, since what is behind the last bracket has none.
     """
     name = body.find(_MESSAGES, 0, _NEAR)
     begin = body.find(b"[", name, _NEAR) if name >= 0 else -1
     end = body.rfind(b"]", max(begin, len(body) - _NEAR)) + 1
     if begin < 0 or end <= begin or body[name + len(_MESSAGES) : begin].strip(_SPACE) != b":":
         return None
-    if _BEGIN.match(body, begin) is None:
-        return None
-    return memoryview(body)[begin:end], body[:begin] + b"[]" + body[end:]
+    return None if _BEGIN.match(body, begin) is None else (begin, end)
 
 
-def _written(asked: Any, json: memoryview) -> tuple[ChatMessage, ...]:
-    """As :func:`_messages` of what was read of this JSON; ``asked`` is what stood in its place.
+def _written(asked: Any, body: bytes, begin: int, end: int) -> Sequence[ChatMessage]:
+    """As :func:`_messages` of what stands in a body from ``begin`` to ``end``; ``asked`` is what was read without it.
 
     It is read as deep as a record has it: a name that comes twice hides values of any depth, and there is a limit.
     """
     if asked != []:
         return ()
+    json = memoryview(body)[begin:end]
     try:
-        given = from_json(b"".join((b"[[", json, b"]]")), cache_strings="keys")[0][0]
-    except ValueError:
+        if _is_one(body, begin, end):
+            given = from_json(body, cache_strings="keys")["messages"]
+        else:
+            ((given,),) = from_json(b"".join((b"[[", json, b"]]")), cache_strings="keys")
+    except ValueError:  # no JSON, or several lists
         return ()
     messages = _messages(given) if len(given) <= MAX_MESSAGES else ()
     if not messages or not all([type(one["content"]) is str for one in given]):  # noqa: C419 - half the time
         return messages  # parts have another form on the bus
-    return WrittenMessages.of(messages, json)
+    return WrittenMessages(messages, json)
+
+
+def _is_one(body: bytes, begin: int, end: int) -> bool:
+    """If the body is JSON, what stands here is one list, and not deep: then it need not be copied to be read alone.
+
+    A list that ended before its last bracket would be followed by a comma and another field. False: not known.
+    """
+    at = begin
+    for _ in range(_BRACKETS_MOST):
+        at = body.find(b"]", at, end - 1) + 1
+        if not at:
+            break
+        if _COMMA.match(body, at):
+            return False
+    else:
+        return False
+    at = begin
+    for _ in range(_BRACES_MOST):
+        at = body.find(b"{", at, end) + 1
+        if not at:
+            return True
+    return False
 
 
 def _messages(given: Any) -> tuple[ChatMessage, ...]:

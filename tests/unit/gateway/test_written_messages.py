@@ -54,7 +54,7 @@ def same(data: bytes) -> None:
     """What goes on the bus is read by a node as what the schema would have put there."""
     plain = plain_chat(data, "r", 7)
     assert plain is not None
-    assert type(plain[0].messages) is WrittenMessages
+    assert isinstance(plain[0].messages, WrittenMessages)
     request, streamed = by_schema(data)
     at = {"sent_at": request.sent_at}
     assert plain[0].model_copy(update=at) == request
@@ -128,10 +128,35 @@ def test_what_is_not_as_most_are_is_left_to_the_schema(data: bytes) -> None:
     assert plain_chat(data, "r", 7) is None
 
 
+@pytest.mark.parametrize(
+    "text", ["]", "] , it", "]]]\t,", "{", "{" * 70, "]" * 40, "[]]" * 20 + ",", "] \n ,", "]x,", '\\"], \\"seed']
+)
+def test_brackets_and_commas_in_a_text_are_text(text: str) -> None:
+    same(body(raw(FILL + text.replace("\t", "\\t").replace("\n", "\\n") + "b")))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        '], "seed": [1',
+        '] , "messages": [{"role": "user", "content": "b"}',
+        '],"stop":["]"',
+        "], [",
+        "]], [[",
+        "], 5, [",
+        '], "seed": [1], "stop": ["x"',
+    ],
+)
+def test_a_list_that_ends_before_the_last_bracket_is_not_taken_for_all(more: str) -> None:
+    data = body(one(FILL)[:-1] + more + "]", after=', "seed": 1')
+    assert plain_chat(data, "r", 7) is None
+
+
+@pytest.mark.parametrize(("opened", "closed"), ["[]", ('{"a":', "}")])
 @pytest.mark.parametrize("deep", range(194, 203))
-def test_what_a_name_that_comes_twice_hides_is_not_too_deep_for_any_reader(deep: int) -> None:
+def test_what_a_name_that_comes_twice_hides_is_not_too_deep_for_any_reader(deep: int, opened: str, closed: str) -> None:
     hidden = '[{"role": "user", "content": "' + FILL + '"}, {"role": "user", "content": '
-    data = body(hidden + "[" * deep + "]" * deep + ', "content": "x"}]')
+    data = body(hidden + opened * deep + "1" + closed * deep + ', "content": "x"}]')
     if (plain := plain_chat(data, "r", 7)) is None:
         assert deep > 195
         return
@@ -167,7 +192,7 @@ PIECES = (
     *('"messages"', '"model"', '"m"', '"seed"', '"role"', '"user"', '"content"', '"text"', '"stop"', '"'),
     *(":", ",", "{", "}", "[", "]", "[]", "{}", "5", "null", " ", "\\", '\\"', "\\u0022", "\x01", "e5", ".5"),
     *('[{"role":"user","content":"', '"}]', '"messages":[{"role":"user","content":"x"}]', '{"model":"m",'),
-    *('"messages":[]', '"model":"m"', '"a\\"messages":[', '"mess\\u0061ges":'),
+    *('"messages":[]', '"model":"m"', "],[", "]],[[", '"a\\"messages":[', '"mess\\u0061ges":'),
 )
 
 
@@ -208,6 +233,42 @@ def test_written_messages_are_messages_to_everybody_else() -> None:
     assert codec.decode_as(InferRequest, codec.encode(request)) == request
     again = InferRequest.model_validate(request.model_dump())
     assert (again, type(again.messages)) == (request, tuple)
+
+
+def test_what_was_forgotten_is_read_again() -> None:
+    data = body(json.dumps([{"role": "developer", "content": LONG}, {"content": "hi", "role": "user"}]))
+    plain = plain_chat(data, "r", 7)
+    assert plain is not None
+    messages = plain[0].messages
+    assert isinstance(messages, WrittenMessages)
+    before = tuple(messages)
+    messages.forget()
+    assert (len(messages), messages[1].content, messages[:1]) == (2, "hi", before[:1])
+    messages.forget()
+    assert messages == before
+    assert before == messages
+    assert messages == plain[0].messages
+    assert messages != before[:1]
+    assert messages != "text"
+    assert hash(messages) == hash(before)
+    assert messages.characters == len(LONG) + 2
+    assert codec.decode_as(InferRequest, b"".join(codec.encode_request(plain[0]))).messages == before
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_whoever_computed_a_prompt_is_known_by_it_also_when_its_text_was_forgotten(known: bool) -> None:
+    """``known``: somebody asked for the cuts before."""
+    data = body(one(LONG))
+    plain = plain_chat(data, "r", 7)
+    assert plain is not None
+    journey = Journey(plain[0], Call(), "g")
+    if known:
+        next(iter(journey.cuts()))
+    journey.forget_texts()
+    assert journey.characters() == len(LONG)
+    assert len(list(journey.cuts())) > 1
+    assert list(journey.cuts()) == list(Journey(by_schema(data)[0], Call(), "g").cuts())
+    Journey(by_schema(data)[0], Call(), "g").forget_texts()  # of others nothing is forgotten
 
 
 # The record
