@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from typing import Any
 
 import orjson
+import pydantic_core
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +20,7 @@ from llmlb.bus.messages.infer import InferRequest, WrittenMessages
 from llmlb.bus.messages.requests import RequestRecord
 from llmlb.router import redaction
 from llmlb.router.call import Call
+from llmlb.router.gateway import long_messages
 from llmlb.router.gateway import plain_chat as module
 from llmlb.router.gateway.openai_schema import MAX_MESSAGES, ChatRequest, parse
 from llmlb.router.gateway.plain_chat import PLAIN_MAX, SHORT_MAX, plain_chat
@@ -72,6 +75,17 @@ def same_or_left(data: bytes) -> bool:
     return True
 
 
+@pytest.fixture(autouse=True, params=["simdjson", "pydantic"])
+def read_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways to read them."""
+    by: str = request.param
+    if by == "pydantic":
+        monkeypatch.setattr(long_messages, "_simdjson", None)
+    elif long_messages._simdjson is None:
+        pytest.skip("there is no wheel of simdjson for this platform")
+    return by
+
+
 @pytest.fixture
 def short_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bodies of any length are read as long ones are."""
@@ -91,6 +105,8 @@ def short_too(monkeypatch: pytest.MonkeyPatch) -> None:
         body(one(LONG), '"model": "[x]", '),
         body('[{"content": "a", "role": "user", "content": "' + FILL + '", "role": "tool"}]'),
         body(one(LONG), MODEL + ', "seed": [1], "seed": 2, '),
+        body(one(LONG), '"mess\\u0061ges": [{"role": "user", "content": "other"}], ' + MODEL + ", "),
+        body(one(LONG), '"mess\\u0061ges": 5, "model": "n", ' + MODEL + ", "),
         b" \n" + body(one(LONG)) + b"\r\n ",
     ],
 )
@@ -233,6 +249,40 @@ def test_written_messages_are_messages_to_everybody_else() -> None:
     assert codec.decode_as(InferRequest, codec.encode(request)) == request
     again = InferRequest.model_validate(request.model_dump())
     assert (again, type(again.messages)) == (request, tuple)
+
+
+def test_texts_are_read_by_what_reads_them_fastest(read_by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[bytes] = []
+
+    def noted(data: bytes, **how: Any) -> Any:
+        read.append(data)
+        return pydantic_core.from_json(data, **how)
+
+    monkeypatch.setattr(long_messages, "from_json", noted)
+    texts, twice = body(one(LONG)), body('[{"role": "user", "content": "b", "content": "' + FILL + '"}]')
+    parts = body('[{"role": "user", "content": [{"type": "text", "text": "' + FILL + '"}]}]')
+    for data in (texts, twice, parts):
+        assert plain_chat(data, "r", 7) is not None
+    assert read == ([twice, parts] if read_by == "simdjson" else [texts, twice, parts])
+    too_long = body(one("a" * long_messages._PARSER_MOST))
+    assert plain_chat(too_long, "r", 7) is not None
+    assert read[-1] == too_long
+
+
+def test_a_body_that_simdjson_can_not_read_leaves_it_fit_for_the_next() -> None:
+    for broken in (
+        body(raw(FILL + "\\ud800")),
+        body(one(LONG))[:-1],
+        body("[" * 3000 + "]" * 3000),
+        body('["' + FILL + '"]'),
+    ):
+        assert plain_chat(broken, "r", 7) is None
+        same(body(one(LONG)))
+
+
+def test_where_there_is_no_simdjson_nothing_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "simdjson", None)
+    assert long_messages._parser() is None
 
 
 def test_what_was_forgotten_is_read_again() -> None:
