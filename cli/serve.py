@@ -106,6 +106,7 @@ class RouterRole:
                     history=self._history,
                     metrics=shown,
                     responses=ResponseStore(self.bus),
+                    prompts_compared=self._dispatcher.prompts_compared,
                 )
             )
         )

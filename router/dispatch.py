@@ -141,6 +141,10 @@ class Dispatcher:
         self._replies.fail_of(key, error)
         self.gate.end_of(key, error)
 
+    def prompts_compared(self, model: str) -> bool:
+        """Whether the texts of a request for this model will be looked at, to find who computed its beginning."""
+        return self._loads.several(model)
+
     # One request
 
     async def stream(self, request: InferRequest, call: Call | None = None) -> AsyncGenerator[Event, None]:

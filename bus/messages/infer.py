@@ -55,12 +55,12 @@ class WrittenMessages(Sequence[ChatMessage]):
 
     __slots__ = ("_read", "characters", "json")
 
-    def __init__(self, messages: tuple[ChatMessage, ...], json: memoryview) -> None:
-        """``json``: an array, which was read, and is what ``messages`` were made of."""
-        self._read: tuple[ChatMessage, ...] | None = messages
+    def __init__(self, messages: tuple[ChatMessage, ...] | None, json: memoryview) -> None:
+        """``json``: an array, which was read, and is what ``messages`` were made of; None: nobody wants them."""
+        self._read = messages
         self.json = json
-        self.characters = sum([len(message.content) for message in messages])
-        """Of all texts."""
+        self.characters = len(json) if messages is None else sum([len(message.content) for message in messages])
+        """Of all texts; about as many where they were not wanted."""
 
     def forget(self) -> None:
         """Whoever wants a message from now on has them read again."""

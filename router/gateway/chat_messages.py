@@ -17,29 +17,29 @@ def plain_message(role: str, content: str) -> ChatMessage:
     return made(ChatMessage, _fields(role, content))
 
 
-def plain_messages(given: Any) -> tuple[ChatMessage, ...]:
-    """None at all where one is not a role and a text, or parts that are texts and images."""
-    if type(given) is not list:
-        return ()
+def plain_messages(given: Any) -> tuple[ChatMessage, ...] | None:
+    """None where there is none, or one is not a role and a text, or parts that are texts and images."""
+    if type(given) is not list or not given:
+        return None
     messages, pieces, images = [], 0, 0
     for one in given:
         if type(one) is not dict or len(one) != 2:
-            return ()
+            return None
         role, content = one.get("role"), one.get("content")
         if role not in ROLES:
-            return ()
+            return None
         fields = _fields(role, content)
         if type(content) is list:
             if (parts := _parts(content)) is None:
-                return ()
+                return None
             fields["content"] = text_of(parts)
             if found := len([part for part in parts if part.type == "image"]):
                 fields["parts"] = parts
             pieces, images = pieces + len(parts), images + found
         elif type(content) is not str:
-            return ()
+            return None
         messages.append(made(ChatMessage, fields))
-    return tuple(messages) if pieces <= MAX_PARTS and images <= MAX_IMAGES else ()
+    return tuple(messages) if pieces <= MAX_PARTS and images <= MAX_IMAGES else None
 
 
 def _fields(role: Any, content: Any) -> dict[str, Any]:

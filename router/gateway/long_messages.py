@@ -18,12 +18,13 @@ from llmlb.bus.messages.infer import ChatMessage, WrittenMessages
 from llmlb.router.gateway.chat_messages import ROLES, plain_message, plain_messages
 from llmlb.router.gateway.openai_schema import MAX_MESSAGES
 
-_MESSAGES = b'"messages"'
 _NEAR = 512
 """So near to the beginning and to the end of a long body its messages begin and end, but for bodies of an odd form."""
-_SPACE = b" \t\r\n"
-_BEGIN = re.compile(rb'\[\s*\{\s*"(?:role"\s*:\s*"[a-z]*"\s*,\s*"content|content)"\s*:\s*(["\[])')
+_MESSAGES = re.compile(
+    rb'"messages"[ \t\r\n]*:[ \t\r\n]*(\[)\s*\{\s*"(?:role"\s*:\s*"[a-z]*"\s*,\s*"content|content)"\s*:\s*(["\[])'
+)
 """How messages mostly begin: the schema need not read again what was read here in vain."""
+_TEXT = {True: ""}
 _COMMA = re.compile(rb"[ \t\r\n]*,")
 _BRACKETS_MOST, _BRACES_MOST = 32, 64
 """In a text with more of them a copy costs less than to look at each. A record's JSON may be 200 deep."""
@@ -51,62 +52,67 @@ def span_of_messages(body: bytes) -> tuple[int, int, bool] | None:
     stand, since no text with a quotation mark in it is one of our fields, and no later field of the same name is a
     list, since what is behind the last bracket has none.
     """
-    name = body.find(_MESSAGES, 0, _NEAR)
-    begin = body.find(b"[", name, _NEAR) if name >= 0 else -1
-    end = body.rfind(b"]", max(begin, len(body) - _NEAR)) + 1
-    if begin < 0 or end <= begin or body[name + len(_MESSAGES) : begin].strip(_SPACE) != b":":
+    found = _MESSAGES.search(body, 0, _NEAR)
+    if found is None:
         return None
-    found = _BEGIN.match(body, begin)
-    return None if found is None else (begin, end, found[1] == b'"')
+    begin = found.start(1)
+    end = body.rfind(b"]", max(begin, len(body) - _NEAR)) + 1
+    return (begin, end, found[2] == b'"') if end else None
 
 
-def long_messages(body: bytes, span: tuple[int, int, bool], fields: int) -> Sequence[ChatMessage]:
+def long_messages(
+    body: bytes, span: tuple[int, int, bool], fields: int, *, wanted: bool = True
+) -> Sequence[ChatMessage] | None:
     """As :func:`plain_messages` of what stands in a body where :func:`span_of_messages` found it.
 
     ``fields``: how many different ones the body has that is left when an empty list stands there; it was read, and is
-    as that function wants it. What a name that comes twice hides is at most as deep as a record may have it.
+    as that function wants it. ``wanted``: somebody will look at the texts. What a name that comes twice hides is at
+    most as deep as a record may have it.
     """
     begin, end, texts = span
     json = memoryview(body)[begin:end]
-    if texts and (messages := _texts(body, fields)):
-        return WrittenMessages(messages, json)
+    messages = _texts(body, fields, wanted) if texts else None
+    if messages is not None:
+        return WrittenMessages(messages if wanted else None, json)
     try:
         if _is_one(body, begin, end):
             given = from_json(body, cache_strings="keys")["messages"]
         else:
             ((given,),) = from_json(b"".join((b"[[", json, b"]]")), cache_strings="keys")
     except ValueError:  # no JSON, or several lists
-        return ()
-    messages = plain_messages(given) if len(given) <= MAX_MESSAGES else ()
-    if not messages or not all([type(one["content"]) is str for one in given]):  # noqa: C419 - half the time
+        return None
+    messages = plain_messages(given) if len(given) <= MAX_MESSAGES else None
+    if messages is None or not all([type(one["content"]) is str for one in given]):  # noqa: C419 - half the time
         return messages  # parts have another form on the bus
     return WrittenMessages(messages, json)
 
 
-def _texts(body: bytes, fields: int) -> tuple[ChatMessage, ...]:
-    """Read by simdjson. None at all: it is missing, or not all are a role and a text, or a name comes twice.
+def _texts(body: bytes, fields: int, wanted: bool) -> tuple[ChatMessage, ...] | None:
+    """Read by simdjson. None: it is missing, or not all are a role and a text, or a name comes twice.
 
     A list that ended before its last bracket would be followed by a further field, so with as many fields as without
-    the list there is none.
+    the list there is none. Where they are not ``wanted`` the first has no content: it is known to be a text, and to
+    make one of it costs half as much as to read it.
     """
     if _simdjson is None or len(body) > _PARSER_MOST:
-        return ()
+        return None
     messages: list[ChatMessage] = []
     try:
         document = _simdjson.parse(body)
         given = document["messages"]
         if len(document) != fields or len(given) > MAX_MESSAGES:
-            return ()
+            return None
         for one in given:
             if len(one) != 2:
-                return ()
-            role, content = one["role"], one["content"]
+                return None
+            role = one["role"]
+            content = one["content"] if wanted or messages else _TEXT["content" in one.keys()]  # noqa: SIM118
             if type(content) is not str or role not in ROLES:
-                return ()
+                return None
             messages.append(plain_message(role, content))
     except (ValueError, KeyError, TypeError, RuntimeError):  # no JSON, another form, or a number that it can't hold
-        return ()
-    return tuple(messages)
+        return None
+    return tuple(messages) or None
 
 
 def _is_one(body: bytes, begin: int, end: int) -> bool:

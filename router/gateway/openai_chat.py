@@ -241,7 +241,8 @@ async def chat_completions(request: Request) -> HTTPResponse | None:
     With `stream: true` as server-sent events.
     """
     request_id, seed = inner_id(request), random.getrandbits(62)
-    if (plain := plain_chat(request.body, request_id, seed)) is not None:
+    compared = request.app.ctx.gateway.prompts_compared
+    if (plain := plain_chat(request.body, request_id, seed, compared)) is not None:
         inner, streamed = plain
         return await respond(request, [inner], ChatShape(inner.model, usage=False), stream=streamed)
     body = parse(ChatRequest, request.body)

@@ -11,7 +11,7 @@ Of a longer body the messages are read by themselves: :mod:`llmlb.router.gateway
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import orjson
@@ -31,10 +31,13 @@ _TOKENS_END = 2**31
 _SEED_END = 2**63
 
 
-def plain_chat(body: bytes, request_id: str, seed: int) -> tuple[InferRequest, bool] | None:
+def plain_chat(
+    body: bytes, request_id: str, seed: int, compared: Callable[[str], bool] | None = None
+) -> tuple[InferRequest, bool] | None:
     """The request for the bus, and whether it is to be streamed. None: this body is left to the schema.
 
-    ``seed``: where the client gave none. Never raises.
+    ``seed``: where the client gave none. ``compared``: whether texts for a model are looked at; None: never. Never
+    raises.
     """
     span: tuple[int, int, bool] | None = None
     rest = body
@@ -54,12 +57,12 @@ def plain_chat(body: bytes, request_id: str, seed: int) -> tuple[InferRequest, b
     if (sampling := _sampling(given, seed)) is None:
         return None
     asked = given.get("messages")
-    messages: Sequence[ChatMessage] = ()
+    messages: Sequence[ChatMessage] | None = None
     if span is None:
         messages = plain_messages(asked)
     elif asked == []:
-        messages = long_messages(body, span, len(given))
-    if not messages:
+        messages = long_messages(body, span, len(given), wanted=compared is not None and compared(model))
+    if messages is None:
         return None
     fields = {
         "sent_at": time.time(),

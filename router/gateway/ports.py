@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -184,3 +184,5 @@ class Gateway:
     live: Live | None = None
     identity: Office | None = None
     """None: nobody but programs on the same machine may."""
+    prompts_compared: Callable[[str], bool] | None = None
+    """Whether prompts for this model are looked at to choose a node; None: never."""

@@ -23,7 +23,7 @@ from llmlb.router.call import Call
 from llmlb.router.gateway import long_messages
 from llmlb.router.gateway import plain_chat as module
 from llmlb.router.gateway.openai_schema import MAX_MESSAGES, ChatRequest, parse
-from llmlb.router.gateway.plain_chat import PLAIN_MAX, SHORT_MAX, plain_chat
+from llmlb.router.gateway.plain_chat import PLAIN_MAX, SHORT_MAX
 from llmlb.router.journey import Journey
 from llmlb.router.record import encode
 from llmlb.router.redaction import BODY_MAX, CUT, kept_body, kept_json
@@ -75,10 +75,19 @@ def same_or_left(data: bytes) -> bool:
     return True
 
 
-@pytest.fixture(autouse=True, params=["simdjson", "pydantic"])
+compared = False
+"""Whether the texts are wanted at once."""
+
+
+def plain_chat(data: bytes, request_id: str, seed: int) -> tuple[InferRequest, bool] | None:
+    return module.plain_chat(data, request_id, seed, lambda _: compared)
+
+
+@pytest.fixture(autouse=True, params=["simdjson", "simdjson, texts not wanted", "pydantic"])
 def read_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both ways to read them."""
+    """All ways to read them."""
     by: str = request.param
+    monkeypatch.setitem(globals(), "compared", by == "simdjson")
     if by == "pydantic":
         monkeypatch.setattr(long_messages, "_simdjson", None)
     elif long_messages._simdjson is None:
@@ -107,6 +116,8 @@ def short_too(monkeypatch: pytest.MonkeyPatch) -> None:
         body(one(LONG), MODEL + ', "seed": [1], "seed": 2, '),
         body(one(LONG), '"mess\\u0061ges": [{"role": "user", "content": "other"}], ' + MODEL + ", "),
         body(one(LONG), '"mess\\u0061ges": 5, "model": "n", ' + MODEL + ", "),
+        body(one(LONG), '"messages": [], ' + MODEL + ", "),
+        body(one(LONG), MODEL + ', "messages": 5, '),
         b" \n" + body(one(LONG)) + b"\r\n ",
     ],
 )
@@ -125,9 +136,15 @@ def test_a_long_body_goes_on_as_it_came(data: bytes) -> None:
         body('[{"role": "user", "content": [{"type": "txt", "text": "' + FILL + '"}]}]'),
         body(raw(FILL + '", "name": "me')),
         body(one(LONG, "nobody")),
-        body(one(LONG), '"messages": [], ' + MODEL + ", "),
-        body(one(LONG), MODEL + ', "messages": 5, '),
         body(one(LONG), after=', "messages": []'),
+        body(one(LONG), '"messages": [{"a": {"messages": [{"role": "user", "content": "b"}]}}], ' + MODEL + ", "),
+        body('[{"role": "user", "content": "' + FILL + '", "content": 5}]'),
+        body('[{"role": "user", "content": "' + FILL + '"}, {"role": "user", "content": 5}]'),
+        body('[{"content": "' + FILL + '", "rule": "user"}]'),
+        body('[{"content": "' + FILL + '"}]'),
+        body('[{"content": "' + FILL + '"}, 5]'),
+        body('[{"content": "' + FILL + '", "role": {}}]'),
+        body('[{"content": "' + FILL + '", "role": null}]'),
         body(one(LONG), after=', "messages": null'),
         body(one(LONG), after=', "mess\\u0061ges": 1'),
         body(one(LONG), after=', "user": "me"'),
@@ -262,8 +279,11 @@ def test_texts_are_read_by_what_reads_them_fastest(read_by: str, monkeypatch: py
     texts, twice = body(one(LONG)), body('[{"role": "user", "content": "b", "content": "' + FILL + '"}]')
     parts = body('[{"role": "user", "content": [{"type": "text", "text": "' + FILL + '"}]}]')
     for data in (texts, twice, parts):
-        assert plain_chat(data, "r", 7) is not None
-    assert read == ([twice, parts] if read_by == "simdjson" else [texts, twice, parts])
+        plain = plain_chat(data, "r", 7)
+        assert plain is not None
+        waits = isinstance(plain[0].messages, WrittenMessages) and plain[0].messages._read is None
+        assert waits == (data is texts and read_by == "simdjson, texts not wanted")
+    assert read == ([texts, twice, parts] if read_by == "pydantic" else [twice, parts])
     too_long = body(one("a" * long_messages._PARSER_MOST))
     assert plain_chat(too_long, "r", 7) is not None
     assert read[-1] == too_long
@@ -285,7 +305,7 @@ def test_where_there_is_no_simdjson_nothing_is_missed(monkeypatch: pytest.Monkey
     assert long_messages._parser() is None
 
 
-def test_what_was_forgotten_is_read_again() -> None:
+def test_what_was_forgotten_is_read_again(read_by: str) -> None:
     data = body(json.dumps([{"role": "developer", "content": LONG}, {"content": "hi", "role": "user"}]))
     plain = plain_chat(data, "r", 7)
     assert plain is not None
@@ -301,7 +321,7 @@ def test_what_was_forgotten_is_read_again() -> None:
     assert messages != before[:1]
     assert messages != "text"
     assert hash(messages) == hash(before)
-    assert messages.characters == len(LONG) + 2
+    assert messages.characters == (len(messages.json) if read_by == "simdjson, texts not wanted" else len(LONG) + 2)
     assert codec.decode_as(InferRequest, b"".join(codec.encode_request(plain[0]))).messages == before
 
 
@@ -315,7 +335,6 @@ def test_whoever_computed_a_prompt_is_known_by_it_also_when_its_text_was_forgott
     if known:
         next(iter(journey.cuts()))
     journey.forget_texts()
-    assert journey.characters() == len(LONG)
     assert len(list(journey.cuts())) > 1
     assert list(journey.cuts()) == list(Journey(by_schema(data)[0], Call(), "g").cuts())
     Journey(by_schema(data)[0], Call(), "g").forget_texts()  # of others nothing is forgotten
