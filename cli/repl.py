@@ -89,7 +89,7 @@ def run_repl(talk: Talk, settings: Settings) -> int:
     from llmlb.cli.repl_input import Reader, open_history
 
     history = InMemoryHistory() if settings.no_history else open_history(settings.home / "history")
-    reader = Reader(history, styled=talk.screen.styled)
+    reader = Reader(history, styled=talk.screen.styled, interrupts=talk.interrupts)
     _load_ahead(settings, talk.session.model_name)
     with ended_by_signals(), as_it_was(), talk.interrupts:
         while True:

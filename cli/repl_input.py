@@ -20,6 +20,8 @@ from prompt_toolkit.output.color_depth import ColorDepth
 from prompt_toolkit.output.defaults import create_output
 from prompt_toolkit.output.vt100 import Vt100_Output
 
+from llmlb.cli.repl_terminal import Interrupts, by_character
+
 PROMPT, CONTINUATION = ">>> ", "... "
 QUOTES = '"""'
 PLACEHOLDER = "Send a message (/? for help)"
@@ -90,9 +92,16 @@ class Reader:
     """The prompt. ``source`` and ``sink``: other ends than the terminal, for tests."""
 
     def __init__(
-        self, history: History, *, styled: bool, source: Input | None = None, sink: Output | None = None
+        self,
+        history: History,
+        *,
+        styled: bool,
+        interrupts: Interrupts | None = None,
+        source: Input | None = None,
+        sink: Output | None = None,
     ) -> None:
         self._styled = styled
+        self._interrupts = interrupts or Interrupts()
         self._before = ""
         """What stood there when Ctrl+C was pressed."""
         self._session: PromptSession[str] = PromptSession(
@@ -113,12 +122,26 @@ class Reader:
     def read(self) -> str:
         """One message. Raises EOFError for Ctrl+D, KeyboardInterrupt for Ctrl+C: see :attr:`was_empty`."""
         self._before = ""
-        # Ctrl+C is a key here. Its signal is left alone, so that none is lost while the prompt is taken down.
-        text = unquoted(self._session.prompt(handle_sigint=False))
-        if self._stopped_at_once():
+        # Ctrl+C is a key here. Its signal is ours, so that none is lost while the prompt is set up and taken down.
+        with self._interrupts.held(self._leave):
+            text = unquoted(self._session.prompt(handle_sigint=False))
+            stopped = self._stopped_at_once()
+        if stopped or self._interrupts.pressed:
             self._before = text
             raise KeyboardInterrupt
         return text
+
+    def _leave(self) -> None:
+        """A signal came. While the prompt waits it is as the key."""
+        app = self._session.app
+        if app.is_running and not app.is_done and app.loop is not None:
+            app.loop.call_soon_threadsafe(self._abort)
+
+    def _abort(self) -> None:
+        app = self._session.app
+        if app.is_running and not app.is_done:
+            self._before = app.current_buffer.text
+            app.exit(exception=KeyboardInterrupt, style="class:aborting")
 
     def _stopped_at_once(self) -> bool:
         """True when Ctrl+C came between the Enter key and the end of the raw mode, in which it is no signal.
@@ -128,7 +151,7 @@ class Reader:
         terminal = self._session.app.input
         if not isinstance(terminal, Vt100Input):
             return False
-        with terminal.raw_mode():
+        with by_character():
             keys = [*get_typeahead(terminal), *terminal.read_keys()]
         stops = [at for at, press in enumerate(keys) if press.key == Keys.ControlC]
         store_typeahead(terminal, keys[stops[-1] + 1 :] if stops else keys)

@@ -7,7 +7,7 @@ import signal
 import sys
 import termios
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, NoReturn, Self
 
@@ -25,6 +25,7 @@ class Interrupts:
 
     def __init__(self) -> None:
         self._at: float | None = None
+        self._instead: Callable[[], None] | None = None
         self._before: Any = None
         self._hook = sys.unraisablehook
 
@@ -43,10 +44,28 @@ class Interrupts:
         """A new turn: what was pressed until now is done with."""
         self._at = None
 
+    @property
+    def pressed(self) -> bool:
+        """Whether it was in this turn."""
+        return self._at is not None
+
     def check(self) -> None:
         """Raises KeyboardInterrupt when Ctrl+C was pressed in this turn."""
         if self._at is not None:
             raise KeyboardInterrupt
+
+    @contextlib.contextmanager
+    def held(self, instead: Callable[[], None]) -> Iterator[None]:
+        """Within it Ctrl+C calls ``instead`` and is remembered, and raises nothing.
+
+        A prompt that an exception meets while it sets the terminal up or back leaves it in raw mode, and in that no
+        later Ctrl+C is a signal.
+        """
+        self._instead = instead
+        try:
+            yield
+        finally:
+            self._instead = None
 
     def _dropped(self, dropped: sys.UnraisableHookArgs) -> None:
         if not issubclass(dropped.exc_type, KeyboardInterrupt):
@@ -56,7 +75,9 @@ class Interrupts:
         now = time.monotonic()
         repeated = self._at is not None and now - self._at < AGAIN_S
         self._at = now
-        if not repeated:
+        if self._instead is not None:
+            self._instead()
+        elif not repeated:
             raise KeyboardInterrupt
 
 
@@ -69,6 +90,23 @@ def no_echo() -> Iterator[None]:
         return
     try:
         _set_modes([*before[:3], before[3] & ~termios.ECHO, *before[4:]])
+        yield
+    finally:
+        _set_modes(before)
+
+
+@contextlib.contextmanager
+def by_character() -> Iterator[None]:
+    """What is typed can be read at once, and Ctrl+C is a signal. In raw mode one that comes just before its end is
+    neither read nor a signal."""
+    before = _modes()
+    if before is None:
+        yield
+        return
+    special = [*before[6]]
+    special[termios.VMIN], special[termios.VTIME] = 1, 0
+    try:
+        _set_modes([*before[:3], before[3] & ~(termios.ECHO | termios.ICANON) | termios.ISIG, *before[4:6], special])
         yield
     finally:
         _set_modes(before)

@@ -125,7 +125,7 @@ def test_a_grammar_is_given_up_before_its_readings_take_long(model: Model) -> No
     mask = GrammarMask(model, grammar(ALIKE), wanted=1)
     bracket = next(token for token in range(model.vocabulary) if model.piece(token) == b"[")
     taken = 0
-    while mask.trouble is None and taken < 13:
+    while mask.trouble is None and taken < 20:  # a fast machine gives up later
         assert mask.allows(bracket)
         mask.accept(bracket)
         taken += mask.trouble is None
