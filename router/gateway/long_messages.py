@@ -47,10 +47,9 @@ _simdjson = _parser()
 def span_of_messages(body: bytes) -> tuple[int, int, bool] | None:
     """Where the messages of a body begin and end, and whether they begin with a text. None: not where they mostly are.
 
-    If the body with an empty list in their place is JSON, has no fields but ours, and an empty list of messages, then
-    it is JSON exactly where what stands there is, and has these messages: the name before them stands where a name can
-    stand, since no text with a quotation mark in it is one of our fields, and no later field of the same name is a
-    list, since what is behind the last bracket has none.
+    If the body with something else in their place is JSON, and has that as its messages and no fields but ours, then it
+    is JSON exactly where what stands there is, and has these messages: the place is that of a value, and no later field
+    is of the same name.
     """
     found = _MESSAGES.search(body, 0, _NEAR)
     if found is None:
@@ -65,8 +64,8 @@ def long_messages(
 ) -> Sequence[ChatMessage] | None:
     """As :func:`plain_messages` of what stands in a body where :func:`span_of_messages` found it.
 
-    ``fields``: how many different ones the body has that is left when an empty list stands there; it was read, and is
-    as that function wants it. ``wanted``: somebody will look at the texts. What a name that comes twice hides is at
+    ``fields``: how many different ones the body has where something else stands there; that was read, and is as that
+    function wants it. ``wanted``: somebody will look at the texts. What a name that comes twice hides is at
     most as deep as a record may have it.
     """
     begin, end, texts = span
@@ -90,9 +89,9 @@ def long_messages(
 def _texts(body: bytes, fields: int, wanted: bool) -> tuple[ChatMessage, ...] | None:
     """Read by simdjson. None: it is missing, or not all are a role and a text, or a name comes twice.
 
-    A list that ended before its last bracket would be followed by a further field, so with as many fields as without
-    the list there is none. Where they are not ``wanted`` the first has no content: it is known to be a text, and to
-    make one of it costs half as much as to read it.
+    A list that ended before its last bracket would be followed by a further field, so with as many fields as with
+    something else in its place there is none. Where they are not ``wanted`` the first has no content: it is known to be
+    a text, and to make one of it costs half as much as to read it.
     """
     if _simdjson is None or len(body) > _PARSER_MOST:
         return None

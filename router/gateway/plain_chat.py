@@ -10,6 +10,7 @@ Of a longer body the messages are read by themselves: :mod:`llmlb.router.gateway
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,6 +28,8 @@ SHORT_MAX = 4096
 PLAIN_MAX = LONGEST_BYTES
 """Bytes of a body that is looked at."""
 _FIELDS = frozenset({"model", "messages", "max_tokens", "stream", "temperature", "top_p", "seed"})
+_HERE = secrets.token_hex(16)
+"""Stands for the messages of a long body while the rest is read. No client knows it, so where it is found they were."""
 _TOKENS_END = 2**31
 _SEED_END = 2**63
 
@@ -44,7 +47,7 @@ def plain_chat(
     if len(body) > SHORT_MAX:
         if len(body) > PLAIN_MAX or (span := span_of_messages(body)) is None:
             return None
-        rest = body[: span[0]] + b"[]" + body[span[1] :]
+        rest = b'%b"%b"%b' % (body[: span[0]], _HERE.encode(), body[span[1] :])
     try:
         given = orjson.loads(rest)
     except orjson.JSONDecodeError:
@@ -60,7 +63,7 @@ def plain_chat(
     messages: Sequence[ChatMessage] | None = None
     if span is None:
         messages = plain_messages(asked)
-    elif asked == []:
+    elif asked == _HERE:
         messages = long_messages(body, span, len(given), wanted=compared is not None and compared(model))
     if messages is None:
         return None

@@ -137,6 +137,10 @@ def test_a_long_body_goes_on_as_it_came(data: bytes) -> None:
         body(raw(FILL + '", "name": "me')),
         body(one(LONG, "nobody")),
         body(one(LONG), after=', "messages": []'),
+        *[
+            ('{"model": "m", "messages": [], "seed": {"messages": ' + one(FILL + more) + '}, "seed": 1}').encode()
+            for more in ("", "], 5", "]" * 40)
+        ],
         body(one(LONG), '"messages": [{"a": {"messages": [{"role": "user", "content": "b"}]}}], ' + MODEL + ", "),
         body('[{"role": "user", "content": "' + FILL + '", "content": 5}]'),
         body('[{"role": "user", "content": "' + FILL + '"}, {"role": "user", "content": 5}]'),
