@@ -81,24 +81,22 @@ class Interrupts:
             raise KeyboardInterrupt
 
 
-@contextlib.contextmanager
-def no_echo() -> Iterator[None]:
+def no_echo() -> contextlib.AbstractContextManager[None]:
     """What is typed while an answer comes is not mixed into it: the next prompt shows it."""
-    before = _modes()
-    if before is None:
-        yield
-        return
-    try:
-        _set_modes([*before[:3], before[3] & ~termios.ECHO, *before[4:]])
-        yield
-    finally:
-        _set_modes(before)
+    return _without(termios.ECHO)
+
+
+def by_character() -> contextlib.AbstractContextManager[None]:
+    """What was typed can be read at once, and Ctrl+C stays a signal.
+
+    In raw mode one that comes just before its end is neither read nor a signal.
+    """
+    return _without(termios.ECHO | termios.ICANON)
 
 
 @contextlib.contextmanager
-def by_character() -> Iterator[None]:
-    """What is typed can be read at once, and Ctrl+C is a signal. In raw mode one that comes just before its end is
-    neither read nor a signal."""
+def _without(flags: int) -> Iterator[None]:
+    """The terminal without these local modes. Nothing where there is none, or it is gone."""
     before = _modes()
     if before is None:
         yield
@@ -106,7 +104,7 @@ def by_character() -> Iterator[None]:
     special = [*before[6]]
     special[termios.VMIN], special[termios.VTIME] = 1, 0
     try:
-        _set_modes([*before[:3], before[3] & ~(termios.ECHO | termios.ICANON) | termios.ISIG, *before[4:6], special])
+        _set_modes([*before[:3], before[3] & ~flags, *before[4:6], special])
         yield
     finally:
         _set_modes(before)

@@ -50,17 +50,17 @@ class WrittenMessages(Sequence[ChatMessage]):
 
     Writing a long text as JSON once more costs more than all the rest of its message does. The texts themselves are
     dropped by :meth:`forget` once the request is on its way: mostly nobody asks for them again, and what waits for an
-    answer is then there once. Whoever changes a message makes a tuple of them, as does whoever sends them by pydantic.
+    answer is then there once. Whoever changes a message makes a tuple of them.
     """
 
     __slots__ = ("_read", "characters", "json")
 
     def __init__(self, messages: tuple[ChatMessage, ...] | None, json: memoryview) -> None:
-        """``json``: an array, which was read, and is what ``messages`` were made of; None: nobody wants them."""
+        """``json``: an array, which was read and is good; ``messages``: made of it, or None where nobody wants them."""
         self._read = messages
         self.json = json
         self.characters = len(json) if messages is None else sum([len(message.content) for message in messages])
-        """Of all texts; about as many where they were not wanted."""
+        """Of all texts; where they were not wanted the bytes of the JSON, about as many."""
 
     def forget(self) -> None:
         """Whoever wants a message from now on has them read again."""

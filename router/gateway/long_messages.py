@@ -25,6 +25,7 @@ _MESSAGES = re.compile(
 )
 """How messages mostly begin: the schema need not read again what was read here in vain."""
 _TEXT = {True: ""}
+"""Stands for a text that is there, and is not made."""
 _COMMA = re.compile(rb"[ \t\r\n]*,")
 _BRACKETS_MOST, _BRACES_MOST = 32, 64
 """In a text with more of them a copy costs less than to look at each. A record's JSON may be 200 deep."""
